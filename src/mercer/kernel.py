@@ -1,0 +1,282 @@
+"""Kernel: the function k(x, y) and its algebra. One mandatory method, `block`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mercer import claims
+from mercer.assemble import assemble
+from mercer.claims import NO_CLAIMS, Claim, Claims
+from mercer.domain import Domain
+from mercer.errors import ShapeError, StructureError
+from mercer.operator import Operator
+from mercer.parameter import Positive, WithParameters, like
+from mercer.shapes import shapes
+from mercer.statistic import Statistic, pairwise
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The spectral measure of a stationary kernel: k(x, y) = variance E cos(w . (u(x) - u(y))).
+
+    sample: (rank, d, generator) -> frequencies `rank d`, float64, for the scaled coordinates u the kernel itself uses.
+    isotropic: directions are uniform and independent of norms, so that they may be made orthogonal.
+    """
+
+    sample: Callable[[int, int, torch.Generator | None], Tensor]
+    coordinates: Callable[[Tensor], Tensor]
+    isotropic: bool
+    variance: Callable[[], Tensor]
+
+
+class Kernel(WithParameters, ABC):
+    """k(x, y), differentiable in x, y and its parameters. `k(x, y)` is a lazy Operator: it computes nothing."""
+
+    claims: Claims = NO_CLAIMS
+
+    @abstractmethod
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        """The definition: the matrix of k, x: ... n d, y: ... m d -> ... n m."""
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        """log k, for row normalisation without overflow. Raises StructureError where k may be negative."""
+        if Claim.POSITIVE not in self.claims:
+            raise StructureError(f"{self!r} may be negative, so its rows cannot be normalised; use a positive kernel")
+        return self.block(x, y).log()
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        """k(x_i, x_i): x: ... n d -> ... n."""
+        if Claim.UNIT_DIAGONAL in self.claims:
+            return torch.ones_like(x[..., 0])
+        return self.block(x.unsqueeze(-2), x.unsqueeze(-2)).squeeze(-1).squeeze(-1)
+
+    def spectrum(self) -> Spectrum:
+        """The spectral measure, where the kernel has one. Raises StructureError where it has none."""
+        raise StructureError(f"{self!r} has no spectral measure; use features.Nystrom, which takes any psd kernel")
+
+    def workspace(self, d: int) -> int:
+        """Numbers that `block` needs for each point beside the block itself; it bounds the height of a tile."""
+        return 2 * d
+
+    def forward(self, x: Tensor | Domain, y: Tensor | Domain | None = None) -> Operator:
+        """The lazy operator of k on x (`... n d`) and y (`... m d`, default x)."""
+        return assemble(self, x, y)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor was given, by name, parameters at their present values."""
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
+        return {name: getattr(self, name) for name in names}
+
+    def __add__(self, other: Kernel) -> Kernel:
+        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
+
+    def __mul__(self, other: Kernel | float) -> Kernel:
+        if isinstance(other, Kernel):
+            return Product(self, other)
+        return Scaled(self, other) if isinstance(other, int | float | Tensor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def scale(self, variance: float | Tensor = 1.0) -> Kernel:
+        """variance * k, variance > 0 and trainable."""
+        return Scaled(self, variance)
+
+    def warp(self, module: nn.Module) -> Kernel:
+        """k(module(x), module(y)): a learned or fixed change of coordinates, `... n d -> ... n d'`."""
+        return Warped(self, module)
+
+    def on(self, columns: Sequence[int]) -> Kernel:
+        """k of the chosen columns of the points only."""
+        return Warped(self, Columns(columns))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={_show(v)}' for k, v in self.arguments().items())})"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        flat = [f"{v:.4g}" for v in value.detach().flatten()[:4].tolist()]
+        if value.ndim == 0:
+            return flat[0]
+        return f"[{', '.join(flat)}{', ...' if value.numel() > 4 else ''}]"
+    return repr(value)
+
+
+class ProfileKernel(Kernel, ABC):
+    """A kernel that sees two points only through one statistic of their coordinates: k = profile(statistic(u, v)).
+
+    The triple (coordinates, statistic, profile) is the definition, the gradient and the source of fused code.
+    A lengthscale of shape () or (d,) divides the coordinates.
+    """
+
+    statistic: ClassVar[Statistic]
+
+    @abstractmethod
+    def profile(self, s: Tensor) -> Tensor:
+        """The value of k at the statistic `s`, elementwise."""
+
+    def log_profile(self, s: Tensor) -> Tensor:
+        """log of `profile`, overridden where it is simpler than the profile itself."""
+        return self.profile(s).log()
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """What the statistic is taken of: x / lengthscale where the kernel has one, `... n d -> ... n d'`."""
+        lengthscale = getattr(self, "lengthscale", None)
+        if lengthscale is None:
+            return x
+        if lengthscale.ndim > 0 and lengthscale.shape[-1] != x.shape[-1]:
+            raise ShapeError(f"{self!r}: lengthscale.d is {lengthscale.shape[-1]}, x.d is {x.shape[-1]}")
+        return x / like(lengthscale, x)
+
+    def _reduce(self, x: Tensor, y: Tensor, profile: Callable[[Tensor], Tensor], multiply: Callable) -> Tensor:
+        u = self.coordinates(x)
+        v = u if y is x else self.coordinates(y)
+        if self.statistic is not Statistic.PER_AXIS:
+            return profile(pairwise(self.statistic, u, v))
+        total = profile(u[..., :, None, 0] - v[..., None, :, 0])
+        for k in range(1, u.shape[-1]):
+            total = multiply(total, profile(u[..., :, None, k] - v[..., None, :, k]))
+        return total
+
+    @shapes("x: ... n d, y: ... m d -> ... n m")
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        """The matrix of k, x: ... n d, y: ... m d -> ... n m."""
+        return self._reduce(x, y, self.profile, torch.mul)
+
+    @shapes("x: ... n d, y: ... m d -> ... n m")
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        """log k. Raises StructureError where k may be negative."""
+        if Claim.POSITIVE not in self.claims:
+            return super().log_block(x, y)
+        return self._reduce(x, y, self.log_profile, torch.add)
+
+
+class Sum(Kernel):
+    """k1(x, y) + k2(x, y) + ..."""
+
+    def __init__(self, *parts: Kernel):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.claims = claims.of_sum([k.claims for k in parts])
+
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        return sum((k.block(x, y) for k in self.parts[1:]), self.parts[0].block(x, y))
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([k.log_block(x, y) for k in self.parts]).logsumexp(0)
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        return sum((k.diagonal(x) for k in self.parts[1:]), self.parts[0].diagonal(x))
+
+    def workspace(self, d: int) -> int:
+        return sum(k.workspace(d) for k in self.parts)
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(k) for k in self.parts)
+
+
+class Product(Kernel):
+    """k1(x, y) * k2(x, y) * ... (entry by entry)."""
+
+    def __init__(self, *parts: Kernel):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.claims = claims.of_product([k.claims for k in parts])
+
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        return math.prod((k.block(x, y) for k in self.parts[1:]), start=self.parts[0].block(x, y))
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        return sum((k.log_block(x, y) for k in self.parts[1:]), self.parts[0].log_block(x, y))
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        return math.prod((k.diagonal(x) for k in self.parts[1:]), start=self.parts[0].diagonal(x))
+
+    def workspace(self, d: int) -> int:
+        return sum(k.workspace(d) for k in self.parts)
+
+    def __repr__(self) -> str:
+        return " * ".join(f"({k!r})" if isinstance(k, Sum) else repr(k) for k in self.parts)
+
+
+class Scaled(Kernel):
+    """variance * k(x, y), variance > 0."""
+
+    variance = Positive()
+
+    def __init__(self, kernel: Kernel, variance: float | Tensor = 1.0):
+        super().__init__()
+        self.kernel, self.variance = kernel, variance
+        self.claims = kernel.claims & claims.SCALED
+
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        return like(self.variance, x) * self.kernel.block(x, y)
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        return like(self.log_variance, x) + self.kernel.log_block(x, y)
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        return like(self.variance, x) * self.kernel.diagonal(x)
+
+    def spectrum(self) -> Spectrum:
+        inner = self.kernel.spectrum()
+        return replace(inner, variance=lambda: self.variance * inner.variance())
+
+    def workspace(self, d: int) -> int:
+        return self.kernel.workspace(d)
+
+    def __repr__(self) -> str:
+        inner = f"({self.kernel!r})" if isinstance(self.kernel, Sum) else repr(self.kernel)
+        return f"{float(self.variance):.4g} * {inner}"
+
+
+class Columns(nn.Module):
+    """Keep the chosen columns of the points, `... n d -> ... n len(columns)`."""
+
+    def __init__(self, columns: Sequence[int]):
+        super().__init__()
+        self.columns = [int(c) for c in columns]
+        if not self.columns or min(self.columns) < 0:
+            raise ShapeError(f"columns are {list(columns)}; expected at least one column number >= 0")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if max(self.columns) >= x.shape[-1]:
+            raise ShapeError(f"the kernel reads column {max(self.columns)}, but x.d is {x.shape[-1]}")
+        return x[..., self.columns]
+
+
+class Warped(Kernel):
+    """k(g(x), g(y)) for a module g: `... n d -> ... n d'`, trained with the kernel."""
+
+    def __init__(self, kernel: Kernel, module: nn.Module):
+        super().__init__()
+        self.kernel, self.module = kernel, module
+        keeps = claims.ON_COLUMNS if isinstance(module, Columns) else claims.WARPED
+        self.claims = kernel.claims & keeps
+
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        u = self.module(x)
+        return self.kernel.block(u, u if y is x else self.module(y))
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.kernel.log_block(self.module(x), self.module(y))
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        return self.kernel.diagonal(self.module(x))
+
+    def spectrum(self) -> Spectrum:
+        inner = self.kernel.spectrum()
+        return replace(inner, coordinates=lambda x: inner.coordinates(self.module(x)))
+
+    def __repr__(self) -> str:
+        if isinstance(self.module, Columns):
+            return f"{self.kernel!r}.on({self.module.columns})"
+        return f"{self.kernel!r}.warp({type(self.module).__name__})"

@@ -1,0 +1,2 @@
+from mercer.kernels.gaussian import Gaussian
+from mercer.kernels.matern import Matern

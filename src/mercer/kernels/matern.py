@@ -1,0 +1,70 @@
+"""Matern kernels of order 1/2, 3/2 and 5/2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mercer.claims import PSD, Claim
+from mercer.kernel import ProfileKernel, Spectrum
+from mercer.kernels.chain import chain, inverse_power
+from mercer.parameter import Positive
+from mercer.statistic import Statistic
+
+# Functions of q = r^2. Each order's derivative is a multiple of the order below; see [rasmussen2006, eq. 4.16-4.17].
+_HALF = (lambda q: torch.exp(-q.sqrt()), lambda q: -0.5 * torch.exp(-q.sqrt()) * inverse_power(q, 0.5))
+
+
+def _times(factor: float, links: tuple) -> tuple:
+    return tuple(lambda q, link=link: factor * link(q) for link in links)
+
+
+def _linear(q: Tensor) -> Tensor:
+    r = q.sqrt()
+    return (1 + r) * torch.exp(-r)
+
+
+def _quadratic(q: Tensor) -> Tensor:
+    r = q.sqrt()
+    return (1 + r + q / 3) * torch.exp(-r)
+
+
+_THREE_HALVES = (_linear, *_times(-1 / 2, _HALF))
+_FIVE_HALVES = (_quadratic, *_times(-1 / 6, _THREE_HALVES))
+_LINKS = {0.5: _HALF, 1.5: _THREE_HALVES, 2.5: _FIVE_HALVES}
+
+
+class Matern(ProfileKernel):
+    """Matern kernel: p_nu(r) exp(-r), r = sqrt(2 nu) |x - y| / lengthscale, p = 1, 1 + r, 1 + r + r^2/3.
+
+    nu: 0.5 (continuous paths), 1.5 (once differentiable) or 2.5 (twice).
+    lengthscale: () or (d,), > 0, in the units of x.
+    Claims: symmetric, psd, stationary, isotropic, unit diagonal, positive.
+    Source [rasmussen2006, eq. 4.16-4.17].
+    """
+
+    statistic = Statistic.DISTANCE
+    claims = PSD | {Claim.STATIONARY, Claim.ISOTROPIC, Claim.UNIT_DIAGONAL, Claim.POSITIVE}
+    lengthscale = Positive()
+
+    def __init__(self, nu: float = 2.5, lengthscale: Any = 1.0):
+        super().__init__()
+        if nu not in _LINKS:
+            raise ValueError(f"Matern.nu is {nu}; expected 0.5, 1.5 or 2.5")
+        self.nu, self.lengthscale = float(nu), lengthscale
+
+    def profile(self, s: Tensor) -> Tensor:
+        return chain(2 * self.nu * s, *_LINKS[self.nu])
+
+    def spectrum(self) -> Spectrum:
+        """Frequencies follow a multivariate t with 2 nu degrees of freedom [rasmussen2006, eq. 4.15]."""
+
+        def sample(rank: int, d: int, generator: torch.Generator | None) -> Tensor:
+            normal = torch.randn(rank, d, generator=generator, dtype=torch.float64)
+            dof = round(2 * self.nu)
+            chi2 = torch.randn(rank, dof, generator=generator, dtype=torch.float64).square().sum(-1, keepdim=True)
+            return normal / (chi2 / dof).sqrt()
+
+        return Spectrum(sample, self.coordinates, True, lambda: torch.ones((), dtype=torch.float64))

@@ -1,0 +1,294 @@
+"""Operator: a linear map known by its action, and the algebra of such maps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mercer.claims import LINEAR, NO_CLAIMS, Claim
+from mercer.errors import MemoryBudgetError, ShapeError, StructureError
+from mercer.memory import memory_budget
+
+
+@dataclass(frozen=True)
+class Cost:
+    """make: flops once; apply: flops of one product; memory: peak working bytes beyond inputs and output."""
+
+    make: float
+    apply: float
+    memory: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.make + other.make, self.apply + other.apply, max(self.memory, other.memory))
+
+    def flops(self, products: int = 1) -> float:
+        return self.make + products * self.apply
+
+
+class Operator(ABC):
+    """A linear map `... m c -> ... n c`. `A @ v` applies it to a matrix or a vector; `A @ B` composes."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    claims: frozenset[Claim] = NO_CLAIMS
+
+    @abstractmethod
+    def matmul(self, v: Tensor) -> Tensor:
+        """v: ... m c -> ... n c. Differentiable."""
+
+    @property
+    @abstractmethod
+    def mT(self) -> Operator:
+        """The transpose of the last two axes."""
+
+    @abstractmethod
+    def cost(self, rhs: int = 1) -> Cost:
+        """What a product with `rhs` columns takes."""
+
+    def dense(self) -> Tensor:
+        """The matrix itself, `... n m`. Raises MemoryBudgetError when it does not fit the memory budget."""
+        self._fits()
+        return self.matmul(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+
+    def diagonal(self) -> Tensor:
+        """The entries A[i, i], `... min(n, m)`."""
+        k = min(self.shape[-2:])
+        pieces = []
+        for start in range(0, k, 256):  # 256 unit vectors at a time: n x 256 numbers, never n x m
+            width = min(256, k - start)
+            unit = torch.zeros(self.shape[-1], width, dtype=self.dtype, device=self.device)
+            unit[start + torch.arange(width), torch.arange(width)] = 1
+            pieces.append(self.matmul(unit)[..., start : start + width, :].diagonal(dim1=-2, dim2=-1))
+        return torch.cat(pieces, -1) if pieces else torch.zeros(*self.shape[:-2], 0, dtype=self.dtype)
+
+    def tril(self) -> Operator:
+        """The causal part: entries above the diagonal become zero."""
+        raise StructureError(f"{type(self).__name__} has no causal part without its matrix; use Dense(A.dense()).tril()")
+
+    def stabilised(self) -> Operator:
+        """The same map up to one positive factor per row, chosen so that no entry overflows."""
+        return self
+
+    def normalised(self) -> Operator:
+        """(A v) / (A 1): every row divided by its sum, as in softmax. Overflow is avoided where the map allows."""
+        return Normalised(self.stabilised())
+
+    def _fits(self) -> None:
+        need = self.shape.numel() * self.dtype.itemsize
+        if need > memory_budget():
+            raise MemoryBudgetError(
+                f"the {tuple(self.shape)} matrix takes {need / 2**30:.2f} GiB, the budget is "
+                f"{memory_budget() / 2**30:.2f} GiB: use products, or raise the budget with mercer.memory(...)"
+            )
+
+    def _select(self, rows: Tensor, cols: Tensor) -> Operator:
+        return Selected(self, rows, cols)
+
+    def __getitem__(self, index: Any) -> Operator | Tensor:
+        """Rows and blocks. Slices, index tensors and masks give an Operator; an integer gives the row or entry."""
+        rows, cols = index if isinstance(index, tuple) else (index, slice(None))
+        r, c = _positions(rows, self.shape[-2], "row"), _positions(cols, self.shape[-1], "column")
+        part = self._select(r, c)
+        if isinstance(rows, int) or isinstance(cols, int):
+            block = part.dense()
+            block = block.squeeze(-2) if isinstance(rows, int) else block
+            return block.squeeze(-1) if isinstance(cols, int) else block
+        return part
+
+    def __matmul__(self, v: Tensor | Operator) -> Any:
+        if isinstance(v, Operator):
+            return Composed(self, v)
+        vector = v.ndim == 1
+        columns = v[:, None] if vector else v
+        if columns.shape[-2] != self.shape[-1]:
+            raise ShapeError(f"A @ v: A has {self.shape[-1]} columns, v has {columns.shape[-2]} rows")
+        if columns.dtype != self.dtype:
+            raise TypeError(f"A @ v: A is {self.dtype}, v is {columns.dtype}; convert one of them")
+        out = self.matmul(columns)
+        return out.squeeze(-1) if vector else out
+
+    def __add__(self, other: Operator) -> Operator:
+        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, factor: float | Tensor) -> Operator:
+        if isinstance(factor, Operator):
+            raise TypeError("A * B of two operators is not a lazy product; multiply the kernels, or use A @ B")
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def _positions(index: Any, size: int, axis: str) -> Tensor:
+    if isinstance(index, int):
+        if not -size <= index < size:
+            raise IndexError(f"{axis} {index} is out of range for {size}")
+        index = [index % size]
+    if isinstance(index, slice):
+        return torch.arange(size)[index]
+    at = torch.as_tensor(index)
+    return at.nonzero().squeeze(-1) if at.dtype == torch.bool else at.to(torch.long)
+
+
+def _inherit(op: Operator, of: Operator, shape: Iterable[int] | None = None) -> None:
+    op.shape = of.shape if shape is None else torch.Size(shape)
+    op.dtype, op.device = of.dtype, of.device
+
+
+class Sum(Operator):
+    """A + B: products are added, nothing is formed."""
+
+    def __init__(self, *parts: Operator):
+        if len({part.shape[-2:] for part in parts}) != 1:
+            raise ShapeError(f"operators of shapes {[tuple(p.shape) for p in parts]} cannot be added")
+        self.parts = parts
+        batch = torch.broadcast_shapes(*[part.shape[:-2] for part in parts])
+        _inherit(self, parts[0], (*batch, *parts[0].shape[-2:]))
+        self.claims = frozenset.intersection(*[part.claims for part in parts]) & LINEAR
+
+    def matmul(self, v: Tensor) -> Tensor:
+        total = self.parts[0].matmul(v)
+        for part in self.parts[1:]:
+            total = total + part.matmul(v)
+        return total
+
+    @property
+    def mT(self) -> Operator:
+        return Sum(*[part.mT for part in self.parts])
+
+    def cost(self, rhs: int = 1) -> Cost:
+        total = Cost(0, 0, 0)
+        for part in self.parts:
+            total = total + part.cost(rhs)
+        return total
+
+    def diagonal(self) -> Tensor:
+        return torch.stack(torch.broadcast_tensors(*[part.diagonal() for part in self.parts])).sum(0)
+
+    def tril(self) -> Operator:
+        return Sum(*[part.tril() for part in self.parts])
+
+
+class Composed(Operator):
+    """A @ B: B first, then A."""
+
+    def __init__(self, left: Operator, right: Operator):
+        if left.shape[-1] != right.shape[-2]:
+            raise ShapeError(f"A @ B: A has {left.shape[-1]} columns, B has {right.shape[-2]} rows")
+        self.left, self.right = left, right
+        batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        _inherit(self, left, (*batch, left.shape[-2], right.shape[-1]))
+
+    def matmul(self, v: Tensor) -> Tensor:
+        return self.left.matmul(self.right.matmul(v))
+
+    @property
+    def mT(self) -> Operator:
+        return Composed(self.right.mT, self.left.mT)
+
+    def cost(self, rhs: int = 1) -> Cost:
+        return self.left.cost(rhs) + self.right.cost(rhs)
+
+
+class Scaled(Operator):
+    """factor * A, factor a number or a scalar tensor."""
+
+    def __init__(self, of: Operator, factor: float | Tensor):
+        if isinstance(factor, Tensor) and factor.ndim > 0:
+            raise ShapeError(f"the factor of an operator is a scalar, got shape {tuple(factor.shape)}")
+        self.of, self.factor = of, factor
+        _inherit(self, of)
+        self.claims = of.claims & (LINEAR if float(factor) >= 0 else frozenset({Claim.SYMMETRIC}))
+
+    def matmul(self, v: Tensor) -> Tensor:
+        return self.of.matmul(v) * self.factor
+
+    @property
+    def mT(self) -> Operator:
+        return Scaled(self.of.mT, self.factor)
+
+    def cost(self, rhs: int = 1) -> Cost:
+        return self.of.cost(rhs) + Cost(0, self.shape[-2] * rhs, 0)
+
+    def diagonal(self) -> Tensor:
+        return self.of.diagonal() * self.factor
+
+    def tril(self) -> Operator:
+        return Scaled(self.of.tril(), self.factor)
+
+
+class Selected(Operator):
+    """A[rows, cols] of an operator that only knows products: scatter, apply, gather."""
+
+    def __init__(self, of: Operator, rows: Tensor, cols: Tensor):
+        self.of, self.rows, self.cols = of, rows.to(of.device), cols.to(of.device)
+        _inherit(self, of, (*of.shape[:-2], len(rows), len(cols)))
+
+    def matmul(self, v: Tensor) -> Tensor:
+        full = v.new_zeros(*v.shape[:-2], self.of.shape[-1], v.shape[-1]).index_add(-2, self.cols, v)
+        return self.of.matmul(full).index_select(-2, self.rows)
+
+    @property
+    def mT(self) -> Operator:
+        return Selected(self.of.mT, self.cols, self.rows)
+
+    def cost(self, rhs: int = 1) -> Cost:
+        return self.of.cost(rhs) + Cost(0, len(self.rows) * rhs, sum(self.of.shape[-2:]) * rhs * self.dtype.itemsize)
+
+
+class Normalised(Operator):
+    """diag(1 / (A 1)) A: rows that sum to one. One pass over A, with the ones as an extra column."""
+
+    def __init__(self, of: Operator):
+        self.of = of
+        _inherit(self, of)
+
+    def matmul(self, v: Tensor) -> Tensor:
+        both = self.of.matmul(torch.cat([v, torch.ones_like(v[..., :1])], -1))
+        return both[..., :-1] / _mass(both[..., -1:])
+
+    @property
+    def mT(self) -> Operator:
+        sums = self.of.matmul(torch.ones(self.shape[-1], 1, dtype=self.dtype, device=self.device))
+        return Composed(self.of.mT, Diagonal(1 / _mass(sums).squeeze(-1)))
+
+    def cost(self, rhs: int = 1) -> Cost:
+        return self.of.cost(rhs + 1) + Cost(0, self.shape[-2] * rhs, 0)
+
+
+def _mass(sums: Tensor) -> Tensor:
+    return torch.where(sums == 0, 1.0, sums)  # a row without any mass gives zeros, not NaN
+
+
+class Diagonal(Operator):
+    """diag(values): values `... n`."""
+
+    def __init__(self, values: Tensor):
+        self.values = values
+        self.shape = torch.Size([*values.shape, values.shape[-1]])
+        self.dtype, self.device = values.dtype, values.device
+        self.claims = frozenset({Claim.SYMMETRIC})
+
+    def matmul(self, v: Tensor) -> Tensor:
+        return self.values.unsqueeze(-1) * v
+
+    @property
+    def mT(self) -> Operator:
+        return self
+
+    def cost(self, rhs: int = 1) -> Cost:
+        return Cost(0, self.shape[-2] * rhs, 0)
+
+    def diagonal(self) -> Tensor:
+        return self.values
+
+    def tril(self) -> Operator:
+        return self

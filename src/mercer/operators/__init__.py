@@ -1,0 +1,9 @@
+"""Operators: linear maps. Importing this room registers the rules by which `assemble` finds them."""
+
+from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
+from mercer.operators.dense import Dense
+from mercer.operators.lowrank import LowRank
+from mercer.operators.shifted import Shifted
+from mercer.operators.tiled import Tiled
+
+__all__ = ["Composed", "Dense", "Diagonal", "LowRank", "Normalised", "Operator", "Scaled", "Selected", "Shifted", "Sum", "Tiled"]
