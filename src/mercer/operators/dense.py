@@ -29,7 +29,7 @@ class Dense(Operator):
     def deferred(cls, of: Tiled, make_flops: float) -> Dense:
         """The matrix of a tiled operator, formed when first needed and kept."""
         op = cls.__new__(cls)
-        op._matrix, op._make, op.make_flops = None, lambda: of.kernel.block(of.x, of.y), make_flops
+        op._matrix, op._make, op.make_flops = None, of.dense, make_flops
         op.shape, op.dtype, op.device, op.claims = of.shape, of.dtype, of.device, of.claims
         return op
 

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from mercer.assemble import Request, rule
 from mercer.claims import NO_CLAIMS, Claim, Claims
+from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
 from mercer.memory import memory_budget
 from mercer.operator import Cost, Operator
-from mercer.operators.tilesum import Plan, tile_sum
+from mercer.operators.tilesum import Plan, Tensors, tile_sum
 
 TILE = 2**20  # entries of one tile: about the size of the caches
+LEAST = 256  # entries below which a tile is not cut further, however small the budget
 COPIES = 8  # tile-sized temporaries alive at once while a block and its gradient are formed
 KERNEL_FLOPS = 30  # flops of one kernel value beside the 2 d of its statistic
 
@@ -47,13 +49,13 @@ class Tiled(Operator):
         batch = max(math.prod(self.shape[:-2]), 1)
         points = self.kernel.workspace(self.x.shape[-1]) * self.dtype.itemsize * batch
         budget = memory_budget() // 2
-        entries = max(min(TILE, budget // (COPIES * self.dtype.itemsize)) // batch, 256)
-        side = max(int(math.sqrt(entries)), 16)
+        entries = max(min(TILE, budget // (COPIES * self.dtype.itemsize)) // batch, LEAST)
+        side = max(int(math.sqrt(entries)), 8)
         if points:  # two tiles' worth of per-point workspace must fit beside the entries
-            side = max(min(side, budget // (4 * points)), 16)
+            side = max(min(side, budget // (4 * points)), 8)
         n, m = self.shape[-2:]
         height = min(side, max(n, 1))
-        width = min(max(min(entries // height, budget // (4 * max(points, 1))), 16), max(m, 1))
+        width = min(max(min(entries // height, budget // (4 * max(points, 1))), 8), max(m, 1))
         return height, width
 
     def _block(self, i: int, j: int, x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
@@ -76,21 +78,19 @@ class Tiled(Operator):
             return False
         return j > i + high - 1 if self.part == "lower" else j + wide - 1 < i
 
-    def _plan(self, fn, rows: int, cols: int, shared: int) -> Plan:  # noqa: ANN001
-        n, m = self.shape[-2:]
-        return Plan(fn, n, m, *self._tile_shape(), rows, cols, shared, self._skip)
-
     def matmul(self, v: Tensor) -> Tensor:
         parameters = [p for p in self.kernel.parameters() if p.requires_grad]
         rows, cols = [self.x], [self.y, v]
         if self.log_scale is not None:
             (cols if self.transposed else rows).append(self.log_scale)
 
-        def fn(i: int, j: int, left: tuple[Tensor, ...], right: tuple[Tensor, ...]):  # noqa: ANN202
+        def fn(i: int, j: int, left: Tensors, right: Tensors) -> tuple[Tensors, Tensors, Tensors]:
             scale = left[1] if len(left) > 1 else right[2].mT if len(right) > 2 else None
             return ((self._block(i, j, left[0], right[0], scale) @ right[1],), (), ())
 
-        return tile_sum(self._plan(fn, len(rows), len(cols), len(parameters)), [*rows, *cols, *parameters])[0]
+        n, m = self.shape[-2:]
+        plan = Plan(fn, n, m, *self._tile_shape(), len(rows), len(cols), len(parameters), self._skip)
+        return tile_sum(plan, [*rows, *cols, *parameters])[0]
 
     @property
     def mT(self) -> Operator:
@@ -104,6 +104,19 @@ class Tiled(Operator):
         work = batch * n * m * (2 * self.x.shape[-1] + KERNEL_FLOPS + 2 * rhs)
         points = self.kernel.workspace(self.x.shape[-1]) * (height + width)
         return Cost(0, work, batch * self.dtype.itemsize * (COPIES * height * width + points))
+
+    def dense(self) -> Tensor:
+        """The matrix itself, `... n m`, formed in strips of rows. Raises MemoryBudgetError when it does not fit."""
+        self._fits()
+        n, m = self.shape[-2:]
+        batch = max(math.prod(self.shape[:-2]), 1)
+        strips, high = [], max(TILE // max(m * batch, 1), 16)
+        for i in range(0, max(n, 1), high):
+            rows, scale = self.x[..., i : i + high, :], self.log_scale
+            if scale is not None:
+                scale = scale.mT if self.transposed else scale[..., i : i + high, :]
+            strips.append(self._block(i, 0, rows, self.y, scale))
+        return strips[0] if len(strips) == 1 else torch.cat(strips, -2)
 
     def diagonal(self) -> Tensor:
         k = min(self.shape[-2:])
@@ -126,17 +139,17 @@ class Tiled(Operator):
             return self
         n, m = self.shape[-2:]
         height, width = self._tile_shape()
-        pieces = []
+        pieces: list[Tensor] = []
         with torch.no_grad():
             for i in range(0, n, height):
-                total = None
+                total = self.x.new_full((*self.shape[:-2], 1, 1), -math.inf)
                 for j in range(0, m, width):
                     x, y = self.x[..., i : i + height, :], self.y[..., j : j + width, :]
-                    if total is not None and self._skip(i, x.shape[-2], j, y.shape[-2]):
+                    if self._skip(i, x.shape[-2], j, y.shape[-2]):
                         continue
                     part = self._mask(self.kernel.log_block(x, y), i - j, -math.inf).logsumexp(-1, keepdim=True)
-                    total = part if total is None else torch.logaddexp(total, part)
-                pieces.append(total)
+                    total = torch.logaddexp(total, part)
+                pieces.append(total.expand(*self.shape[:-2], min(height, n - i), 1))
         scale = torch.cat(pieces, -2) if pieces and m else self.x.new_zeros(*self.shape[:-1], 1)
         scale = torch.where(scale == -math.inf, 0.0, scale)  # a row of zeros stays a row of zeros
         return Tiled(self.kernel, self.x, self.y, NO_CLAIMS, self.part, scale)
@@ -172,7 +185,8 @@ class _Swapped(Kernel):
 
 @rule
 def tiles(request: Request) -> Operator | None:
-    """Any kernel on any points."""
+    """Any kernel on any points; positive features are left to the operator that works on their logarithms."""
     kernel, x, y = request.kernel, request.x.points, request.y.points
+    if isinstance(kernel, FeatureMap) and Claim.POSITIVE in kernel.claims:
+        return None
     return Tiled(kernel, x, x if request.square else y, kernel.claims if request.square else NO_CLAIMS)
-

@@ -1,0 +1,74 @@
+"""Preconditioners for K + noise I: a low-rank piece of K by rows, inverted by Woodbury."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from mercer.errors import StructureError
+from mercer.linalg.woodbury import Woodbury
+from mercer.operator import Operator
+from mercer.operators.pivoted import pivoted_cholesky, rows
+from mercer.operators.shifted import Shifted
+
+BLOCK = 64  # pivots drawn at once when they are drawn at random
+
+
+class Preconditioner(ABC):
+    """prepare(K + noise I) -> an operator close to its inverse."""
+
+    @abstractmethod
+    def factor(self, k: Operator) -> Tensor:
+        """F: n r with F F^T close to K, from rows and the diagonal of K alone."""
+
+    def prepare(self, a: Operator) -> Woodbury:
+        """(F F^T + noise I)^-1. Raises StructureError when `a` is not K + noise I with noise > 0."""
+        if not isinstance(a, Shifted):
+            raise StructureError(
+                f"{type(self).__name__} needs Shifted(K, noise), got {a!r}; CG alone takes any operator"
+            )
+        return Woodbury(self.factor(a.of), a.shift)
+
+
+class PivotedCholesky(Preconditioner):
+    """Partial Cholesky of K: at each step the row with the largest remaining diagonal (or one drawn by it).
+
+    rank: >= 1. random: draw pivots with probability proportional to the remaining diagonal, which avoids outliers.
+    Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd, its trace is what remains.
+    Source [harbrecht2012, alg. 1], [chen2025, alg. 1].
+    """
+
+    def __init__(self, rank: int = 100, random: bool = False, generator: torch.Generator | None = None):
+        if rank < 1:
+            raise ValueError(f"PivotedCholesky.rank is {rank}; expected at least 1")
+        self.rank, self.random, self.generator = rank, random, generator
+
+    def factor(self, k: Operator) -> Tensor:
+        return pivoted_cholesky(k, self.rank, self.random, self.generator, block=BLOCK)[0]
+
+
+class NystromPreconditioner(Preconditioner):
+    """K_nm K_mm^-1 K_mn from `rank` rows of K, drawn uniformly without replacement.
+
+    rank: >= 1. Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd; it falls with the
+    eigenvalues of K beyond the rank. Source [frangella2023, sec. 2], [williams2001].
+    """
+
+    def __init__(self, rank: int = 500, generator: torch.Generator | None = None):
+        if rank < 1:
+            raise ValueError(f"NystromPreconditioner.rank is {rank}; expected at least 1")
+        self.rank, self.generator = rank, generator
+
+    @torch.no_grad()
+    def factor(self, k: Operator) -> Tensor:
+        n = k.shape[-1]
+        chosen = torch.randperm(n, generator=self.generator)[: min(self.rank, n)]
+        part = rows(k, chosen)
+        middle = part[:, chosen].to(torch.float64)
+        # the shift keeps the factor of a nearly singular block bounded; a preconditioner may be a little wrong
+        eps = torch.finfo(k.dtype).eps * len(chosen)
+        middle.diagonal().add_(eps * float(middle.diagonal().mean()))
+        lower = torch.linalg.cholesky(middle)
+        return torch.linalg.solve_triangular(lower.to(part.dtype), part, upper=False).mT

@@ -1,0 +1,211 @@
+"""linalg: solvers and preconditioners against scipy and dense algebra."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+import torch
+
+from mercer.claims import PSD
+from mercer.errors import (
+    ConvergenceWarning,
+    DataError,
+    JitterWarning,
+    NotPositiveDefiniteError,
+    ShapeError,
+    StructureError,
+)
+from mercer.features.nystrom import Nystrom, cholesky_landmarks
+from mercer.kernels import Gaussian, Matern
+from mercer.linalg import CG, Cholesky, NystromPreconditioner, PivotedCholesky, Woodbury
+from mercer.operators import Dense, Shifted, Tiled
+
+
+def points(n: int, d: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def gaussian(x: np.ndarray, lengthscale: float) -> np.ndarray:
+    """The Gram matrix by scipy's distances."""
+    return np.exp(-scipy.spatial.distance.cdist(x, x, "sqeuclidean") / (2 * lengthscale**2))
+
+
+def test_cholesky_agrees_with_scipy() -> None:
+    x, b = points(80), points(80, 4, 1)
+    matrix = gaussian(x.numpy(), 1.3) + 0.1 * np.eye(80)
+    solver = Cholesky()
+    state = solver.prepare(Shifted(Gaussian(1.3)(x), 0.1))
+    answer = solver.solve(state, b)
+    assert state.jitter == 0 and answer.converged and answer.residual < 1e-12
+    np.testing.assert_allclose(
+        answer.value, scipy.linalg.solve(matrix, b.numpy(), assume_a="pos"), rtol=1e-10, atol=1e-10
+    )
+    assert float(state.logdet()) == pytest.approx(np.linalg.slogdet(matrix)[1], rel=1e-12)
+    np.testing.assert_allclose(state.inverse_diagonal(), np.diag(np.linalg.inv(matrix)), rtol=1e-10)
+    assert solver.solve(state, b[:, 0]).value.shape == (80,)
+
+
+def test_jitter_is_relative_recorded_and_announced() -> None:
+    x = points(40)
+    twice = torch.cat([x, x])  # rank 40 of 80: no factor without help
+    for scale in (1.0, 1e12):
+        matrix = scale * torch.as_tensor(gaussian(twice.numpy(), 3.0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", JitterWarning)
+            state = Cholesky().prepare(Dense(matrix, PSD))
+        assert 0 < state.jitter <= 1e-9 * scale
+    broken = torch.eye(50, dtype=torch.float64)
+    broken[0, 0] = -1e-6
+    with pytest.warns(JitterWarning) as seen:
+        state = Cholesky().prepare(Dense(broken, PSD))
+    assert 1e-6 < state.jitter < 2e-5 and seen[0].message.jitter == state.jitter
+
+
+def test_indefinite_matrices_are_refused_with_their_smallest_eigenvalue() -> None:
+    matrix = torch.diag(torch.tensor([3.0, 2.0, -0.5], dtype=torch.float64))
+    with pytest.raises(NotPositiveDefiniteError, match=r"smallest eigenvalue is -0\.5") as error:
+        Cholesky().prepare(Dense(matrix, PSD))
+    assert error.value.smallest == pytest.approx(-0.5)
+    with pytest.raises(StructureError, match="psd"):
+        Cholesky().prepare(Dense(matrix))
+
+
+def test_bad_right_hand_sides_are_named() -> None:
+    a = Shifted(Gaussian()(points(5)), 1.0)
+    b = torch.zeros(5, 2, dtype=torch.float64)
+    b[3, 1] = math.nan
+    for solver in (Cholesky(), CG()):
+        state = solver.prepare(a)
+        with pytest.raises(DataError, match=r"b\[3, 1\] is nan"):
+            solver.solve(state, b)
+        with pytest.raises(ShapeError, match="5 rows"):
+            solver.solve(state, torch.zeros(4, 1, dtype=torch.float64))
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[2, 0] = math.inf
+    with pytest.raises(DataError, match=r"A\[2, 0\] is inf"):
+        Cholesky().prepare(Dense(matrix, PSD))
+
+
+@pytest.mark.parametrize(
+    "preconditioner", [None, PivotedCholesky(30), PivotedCholesky(30, True), NystromPreconditioner(40)]
+)
+def test_cg_agrees_with_scipy_and_direct(preconditioner: object) -> None:
+    x, b = points(150, 2), points(150, 3, 1)
+    matrix = gaussian(x.numpy(), 0.8) + 0.05 * np.eye(150)
+    solver = CG(preconditioner, tolerance=1e-10)
+    answer = solver.solve(solver.prepare(Shifted(Gaussian(0.8)(x), 0.05)), b)
+    direct = np.linalg.solve(matrix, b.numpy())
+    np.testing.assert_allclose(answer.value, direct, rtol=0, atol=1e-7)
+    peer, info = scipy.sparse.linalg.cg(matrix, b.numpy()[:, 0], rtol=1e-10)
+    assert info == 0
+    np.testing.assert_allclose(answer.value[:, 0], peer, rtol=0, atol=1e-7)
+    true = np.linalg.norm(matrix @ answer.value.numpy() - b.numpy(), axis=0) / np.linalg.norm(b.numpy(), axis=0)
+    assert answer.converged and answer.residual == pytest.approx(true.max(), rel=1e-3, abs=1e-14)
+
+
+def test_preconditioners_save_iterations() -> None:
+    x, b = points(400, 2), points(400, 1, 1)
+    a = Shifted(Matern(1.5, 2.0)(x), 1e-3)
+    taken = {}
+    for name, p in {"none": None, "pivoted": PivotedCholesky(100), "nystrom": NystromPreconditioner(150)}.items():
+        solver = CG(p, tolerance=1e-8)
+        taken[name] = solver.solve(solver.prepare(a), b).iterations
+    assert taken["pivoted"] < taken["none"] / 4 and taken["nystrom"] < taken["none"] / 4
+
+
+def test_cg_says_when_it_missed() -> None:
+    solver = CG(max_iterations=3, tolerance=1e-12)
+    x, b = points(100, 1), points(100, 1, 1)
+    with pytest.warns(ConvergenceWarning) as seen:
+        answer = solver.solve(solver.prepare(Shifted(Gaussian(0.3)(x), 1e-4)), b)
+    assert not answer.converged and answer.iterations == 3 and seen[0].message.residual == answer.residual > 1e-12
+
+
+def test_cg_columns_stop_on_their_own_and_zero_columns_are_zero() -> None:
+    x = points(60, 2)
+    b = points(60, 3, 1)
+    b[:, 1] = 0
+    b[:, 2] *= 1e-200  # each column has its own scale
+    a = Shifted(Gaussian()(x), 0.1)
+    value = CG(tolerance=1e-9).solve(CG().prepare(a), b).value
+    expected = torch.linalg.solve(a.dense().detach(), b)
+    assert bool((value[:, 1] == 0).all())
+    for c, unit in ((0, 1.0), (2, 1e200)):
+        got, wanted = value[:, c] * unit, expected[:, c] * unit
+        assert float((got - wanted).norm() / wanted.norm()) < 1e-6
+
+
+class Rows(Tiled):
+    """A tiled operator that refuses to show all of itself."""
+
+    def dense(self) -> torch.Tensor:
+        if self.shape[-2] > 64:
+            raise AssertionError("the whole matrix was formed")
+        return super().dense()
+
+    def _select(self, rows: torch.Tensor, cols: torch.Tensor) -> Tiled:
+        return Rows(self.kernel, self.x[rows], self.y[cols])
+
+
+@pytest.mark.parametrize("preconditioner", [PivotedCholesky(50), PivotedCholesky(50, True), NystromPreconditioner(50)])
+def test_preconditioners_read_rows_only_and_stay_below_the_matrix(preconditioner: PivotedCholesky) -> None:
+    x = points(200, 2)
+    kernel = Gaussian(0.7)
+    factor = preconditioner.factor(Rows(kernel, x, x, kernel.claims))
+    rest = np.linalg.eigvalsh(gaussian(x.numpy(), 0.7) - factor.numpy() @ factor.numpy().T)
+    assert rest[0] > -1e-9 and rest.sum() < 0.05 * 200
+    with pytest.raises(StructureError, match="Shifted"):
+        preconditioner.prepare(kernel(x))
+
+
+def test_pivoted_cholesky_stops_at_the_rank_of_the_matrix() -> None:
+    x = points(10, 2).repeat(5, 1)
+    assert PivotedCholesky(40).factor(Gaussian()(x)).shape[1] <= 11
+    assert len(cholesky_landmarks(Gaussian(), x, 40)) <= 11
+
+
+def test_woodbury_is_the_inverse() -> None:
+    f, v = points(30, 4), points(30, 2, 1)
+    for shift in (torch.tensor(0.3, dtype=torch.float64), points(30, 1, 2)[:, 0].square() + 0.1):
+        dense = f @ f.mT + torch.diag(shift.expand(30))
+        w = Woodbury(f, shift)
+        np.testing.assert_allclose(w @ v, np.linalg.solve(dense.numpy(), v.numpy()), rtol=1e-9, atol=1e-10)
+        assert float(w.logdet()) == pytest.approx(np.linalg.slogdet(dense.numpy())[1])
+    with pytest.raises(StructureError, match="shift"):
+        Woodbury(f, 0.0)
+
+
+def test_nystrom_equals_the_formula_and_is_exact_at_landmarks() -> None:
+    x, z = points(40), points(12, seed=5)
+    kernel = Matern(2.5, 1.2)
+    phi = Nystrom(kernel, z)
+    k_xz, k_zz = kernel.block(x, z).detach().numpy(), kernel.block(z, z).detach().numpy()
+    np.testing.assert_allclose(phi.block(x, x).detach(), k_xz @ np.linalg.pinv(k_zz) @ k_xz.T, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(phi.block(x, z).detach(), k_xz, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(
+        (phi(x) @ torch.ones(40, 1, dtype=torch.float64)).detach().numpy()[:, 0],
+        phi.block(x, x).detach().sum(1).numpy(),
+        rtol=1e-9,
+    )
+    twice = Nystrom(kernel, torch.cat([z, z]))  # a singular K_mm: the pseudo-inverse, not an error
+    np.testing.assert_allclose(twice.block(x, x).detach(), phi.block(x, x).detach(), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["uniform", "cholesky"])
+def test_nystrom_landmarks_are_rows_and_the_error_falls(method: str) -> None:
+    x = points(300, 2)
+    kernel = Gaussian(1.0)
+    truth = kernel.block(x, x).detach()
+    errors = []
+    for rank in (5, 20, 60):
+        phi = Nystrom.fit(kernel, x, rank, method, torch.Generator().manual_seed(0))
+        assert bool((phi.landmarks[:, None] == x).all(-1).any(1).all())
+        errors.append(float((truth - phi.block(x, x).detach()).diagonal().sum()))
+    assert errors[0] > errors[1] > errors[2] > -1e-8 and errors[2] < 0.02 * 300
+    with pytest.raises(ValueError, match="method"):
+        Nystrom.fit(kernel, x, 5, "best")
