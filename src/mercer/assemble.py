@@ -75,6 +75,11 @@ def candidates(request: Request) -> list[Candidate]:
     return sorted(found, key=lambda c: (not c.fits, c.flops, c.memory))
 
 
+def _request(kernel: Any, x: Any, y: Any, rhs: int, products: int) -> Request:
+    left = as_domain(x)
+    return Request(kernel, left, left if y is None or y is x else as_domain(y), rhs, products)
+
+
 def assemble(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int = 1) -> Operator:
     """The cheapest exact operator for k on x and y under the memory budget. Computes nothing yet.
 
@@ -82,8 +87,7 @@ def assemble(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int 
     that applies it a hundred times may be better off with the matrix). Weights of y multiply from the right:
     (K f)(x) = sum_j k(x, y_j) weight_j f_j. Raises MemoryBudgetError when nothing fits.
     """
-    left = as_domain(x)
-    request = Request(kernel, left, left if y is None or y is x else as_domain(y), rhs, products)
+    request = _request(kernel, x, y, rhs, products)
     best = candidates(request)[0]
     if not best.fits:
         raise MemoryBudgetError(
@@ -96,12 +100,12 @@ def assemble(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int 
 
 def explain(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int = 1) -> None:
     """Print the candidates for k(x, y), chosen one first: flops, peak working memory, predicted seconds, error."""
-    left = as_domain(x)
-    request = Request(kernel, left, left if y is None or y is x else as_domain(y), rhs, products)
-    print(f"{kernel!r} on {left.n:,} x {request.y.n:,} points, d = {left.d}, {rhs} right-hand side(s), {products} product(s)")
-    print(f"memory budget {request.memory / 2**20:,.0f} MiB")
+    request = _request(kernel, x, y, rhs, products)
+    print(f"{kernel!r} on {request.x.n:,} x {request.y.n:,} points, d = {request.x.d}")
+    print(f"right-hand sides {rhs}, products {products}, memory budget {request.memory / 2**20:,.0f} MiB")
     print(f"{'':2}{'operator':<12}{'flops':>10}{'MiB':>10}{'seconds':>10}{'error':>8}")
     for place, row in enumerate(candidates(request)):
         mark = "->" if place == 0 and row.fits else "  "
         note = "" if row.fits else "  over the memory budget"
-        print(f"{mark}{row.name:<12}{row.flops:>10.1e}{row.memory / 2**20:>10.1f}{row.seconds:>10.2g}{row.error:>8.0e}{note}")
+        numbers = f"{row.flops:>10.1e}{row.memory / 2**20:>10.1f}{row.seconds:>10.2g}{row.error:>8.0e}"
+        print(f"{mark}{row.name:<12}{numbers}{note}")

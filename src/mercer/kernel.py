@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,49 +160,60 @@ class ProfileKernel(Kernel, ABC):
         return self._reduce(x, y, self.log_profile, torch.add)
 
 
-class Sum(Kernel):
-    """k1(x, y) + k2(x, y) + ..."""
+class _Combined(Kernel, ABC):
+    """What sums and products of kernels share: every part is asked, `join` combines the answers."""
 
     def __init__(self, *parts: Kernel):
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.claims = claims.of_sum([k.claims for k in parts])
+        self.claims = self._combine([k.claims for k in parts])
 
-    def block(self, x: Tensor, y: Tensor) -> Tensor:
-        return sum((k.block(x, y) for k in self.parts[1:]), self.parts[0].block(x, y))
+    @staticmethod
+    @abstractmethod
+    def _combine(parts: list[Claims]) -> Claims:
+        """The claims of the whole."""
 
-    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([k.log_block(x, y) for k in self.parts]).logsumexp(0)
+    def _each(self, ask: Callable[[Kernel], Any], join: Callable[[Any, Any], Any]) -> Any:
+        return functools.reduce(join, [ask(cast(Kernel, k)) for k in self.parts])
 
-    def diagonal(self, x: Tensor) -> Tensor:
-        return sum((k.diagonal(x) for k in self.parts[1:]), self.parts[0].diagonal(x))
+    def arguments(self) -> dict[str, Any]:
+        return {"parts": list(self.parts)}
 
     def workspace(self, d: int) -> int:
-        return sum(k.workspace(d) for k in self.parts)
+        return self._each(lambda k: k.workspace(d), operator.add)
+
+
+class Sum(_Combined):
+    """k1(x, y) + k2(x, y) + ..."""
+
+    _combine = staticmethod(claims.of_sum)
+
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._each(lambda k: k.block(x, y), operator.add)
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._each(lambda k: k.log_block(x, y), torch.logaddexp)
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        return self._each(lambda k: k.diagonal(x), operator.add)
 
     def __repr__(self) -> str:
         return " + ".join(repr(k) for k in self.parts)
 
 
-class Product(Kernel):
+class Product(_Combined):
     """k1(x, y) * k2(x, y) * ... (entry by entry)."""
 
-    def __init__(self, *parts: Kernel):
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.claims = claims.of_product([k.claims for k in parts])
+    _combine = staticmethod(claims.of_product)
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        return math.prod((k.block(x, y) for k in self.parts[1:]), start=self.parts[0].block(x, y))
+        return self._each(lambda k: k.block(x, y), operator.mul)
 
     def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return sum((k.log_block(x, y) for k in self.parts[1:]), self.parts[0].log_block(x, y))
+        return self._each(lambda k: k.log_block(x, y), operator.add)
 
     def diagonal(self, x: Tensor) -> Tensor:
-        return math.prod((k.diagonal(x) for k in self.parts[1:]), start=self.parts[0].diagonal(x))
-
-    def workspace(self, d: int) -> int:
-        return sum(k.workspace(d) for k in self.parts)
+        return self._each(lambda k: k.diagonal(x), operator.mul)
 
     def __repr__(self) -> str:
         return " * ".join(f"({k!r})" if isinstance(k, Sum) else repr(k) for k in self.parts)
@@ -221,7 +233,7 @@ class Scaled(Kernel):
         return like(self.variance, x) * self.kernel.block(x, y)
 
     def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return like(self.log_variance, x) + self.kernel.log_block(x, y)
+        return like(self.variance.log(), x) + self.kernel.log_block(x, y)
 
     def diagonal(self, x: Tensor) -> Tensor:
         return like(self.variance, x) * self.kernel.diagonal(x)
@@ -235,7 +247,7 @@ class Scaled(Kernel):
 
     def __repr__(self) -> str:
         inner = f"({self.kernel!r})" if isinstance(self.kernel, Sum) else repr(self.kernel)
-        return f"{float(self.variance):.4g} * {inner}"
+        return f"{_show(self.variance)} * {inner}"
 
 
 class Columns(nn.Module):
@@ -275,6 +287,9 @@ class Warped(Kernel):
     def spectrum(self) -> Spectrum:
         inner = self.kernel.spectrum()
         return replace(inner, coordinates=lambda x: inner.coordinates(self.module(x)))
+
+    def workspace(self, d: int) -> int:
+        return self.kernel.workspace(d)
 
     def __repr__(self) -> str:
         if isinstance(self.module, Columns):

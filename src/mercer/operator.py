@@ -69,7 +69,7 @@ class Operator(ABC):
 
     def tril(self) -> Operator:
         """The causal part: entries above the diagonal become zero."""
-        raise StructureError(f"{type(self).__name__} has no causal part without its matrix; use Dense(A.dense()).tril()")
+        raise StructureError(f"{type(self).__name__} has no causal part; use Dense(A.dense()).tril()")
 
     def stabilised(self) -> Operator:
         """The same map up to one positive factor per row, chosen so that no entry overflows."""
@@ -206,7 +206,8 @@ class Scaled(Operator):
             raise ShapeError(f"the factor of an operator is a scalar, got shape {tuple(factor.shape)}")
         self.of, self.factor = of, factor
         _inherit(self, of)
-        self.claims = of.claims & (LINEAR if float(factor) >= 0 else frozenset({Claim.SYMMETRIC}))
+        positive = bool(torch.as_tensor(factor).detach() >= 0)
+        self.claims = of.claims & (LINEAR if positive else frozenset({Claim.SYMMETRIC}))
 
     def matmul(self, v: Tensor) -> Tensor:
         return self.of.matmul(v) * self.factor

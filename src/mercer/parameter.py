@@ -13,8 +13,11 @@ class Positive:
 
     Reading gives the value, a tensor that carries gradients. Writing takes a number, a sequence or a tensor of shape
     () or (d,), finite and > 0. What an optimiser trains, and what state_dict holds, is its logarithm in float64,
-    under the name `log_<name>`.
+    under the name `log_<name>`. With optional=True the value None is allowed as well and is stored as no parameter.
     """
+
+    def __init__(self, optional: bool = False):
+        self.optional = optional
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name, self.raw = name, f"log_{name}"
@@ -22,11 +25,17 @@ class Positive:
     @overload
     def __get__(self, module: None, owner: type) -> Positive: ...
     @overload
-    def __get__(self, module: nn.Module, owner: type) -> Tensor: ...
-    def __get__(self, module: nn.Module | None, owner: type) -> Positive | Tensor:
-        return self if module is None else getattr(module, self.raw).exp()
+    def __get__(self, module: nn.Module, owner: type) -> Any: ...
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            return self
+        raw = getattr(module, self.raw)
+        return None if raw is None else raw.exp()
 
     def __set__(self, module: nn.Module, value: Any) -> None:
+        if value is None and self.optional:
+            module.register_parameter(self.raw, None)
+            return
         new = torch.as_tensor(value, dtype=torch.float64).detach()
         if not bool(torch.isfinite(new).all() and (new > 0).all()):
             raise ValueError(f"{type(module).__name__}.{self.name} is {value}; expected finite numbers > 0")

@@ -25,7 +25,7 @@ def _accumulate(x: Tensor, y: Tensor, term: Callable[[Tensor], Tensor]) -> Tenso
         part = term(x[..., :, None, k] - y[..., None, :, k])
         total = part if total is None else total + part
     if total is None:
-        return x.new_zeros(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]) + (x.shape[-2], y.shape[-2]))
+        return x.new_zeros((*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2]))
     return total
 
 

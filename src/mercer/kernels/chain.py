@@ -40,7 +40,15 @@ def chain(s: Tensor, *links: Link) -> Tensor:
     return links[0](s) if len(links) == 1 else _Chain.apply(s, links)
 
 
-def inverse_power(s: Tensor, power: float) -> Tensor:
-    """s^(-power) with 0 at s = 0: the value that a term multiplied by a vanishing difference has there."""
-    positive = s > 0
-    return torch.where(positive, torch.where(positive, s, 1.0) ** (-power), 0.0)
+def off_zero(link: Link) -> Link:
+    """The link where s > 0, and 0 with zero derivatives at s = 0.
+
+    For derivatives that grow without bound at zero distance but are always multiplied by a difference that vanishes
+    there: the product's limit is 0, and so is the convention.
+    """
+
+    def safe(s: Tensor) -> Tensor:
+        positive = s > 0
+        return torch.where(positive, link(torch.where(positive, s, 1.0)), 0.0)
+
+    return safe

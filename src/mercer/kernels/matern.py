@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
-from mercer.kernels.chain import chain, inverse_power
+from mercer.kernels.chain import chain, off_zero
 from mercer.parameter import Positive
 from mercer.statistic import Statistic
 
 # Functions of q = r^2. Each order's derivative is a multiple of the order below; see [rasmussen2006, eq. 4.16-4.17].
-_HALF = (lambda q: torch.exp(-q.sqrt()), lambda q: -0.5 * torch.exp(-q.sqrt()) * inverse_power(q, 0.5))
+_HALF = (lambda q: torch.exp(-q.sqrt()), off_zero(lambda q: -0.5 * torch.exp(-q.sqrt()) / q.sqrt()))
 
 
 def _times(factor: float, links: tuple) -> tuple:

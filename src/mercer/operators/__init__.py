@@ -3,7 +3,21 @@
 from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
 from mercer.operators.dense import Dense
 from mercer.operators.lowrank import LowRank
+from mercer.operators.positive import PositiveLowRank
 from mercer.operators.shifted import Shifted
 from mercer.operators.tiled import Tiled
 
-__all__ = ["Composed", "Dense", "Diagonal", "LowRank", "Normalised", "Operator", "Scaled", "Selected", "Shifted", "Sum", "Tiled"]
+__all__ = [
+    "Composed",
+    "Dense",
+    "Diagonal",
+    "LowRank",
+    "Normalised",
+    "Operator",
+    "PositiveLowRank",
+    "Scaled",
+    "Selected",
+    "Shifted",
+    "Sum",
+    "Tiled",
+]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import Request, rule
-from mercer.claims import NO_CLAIMS, PSD, Claims
+from mercer.claims import NO_CLAIMS, PSD, Claim, Claims
 from mercer.feature import FeatureMap
 from mercer.operator import Cost, Operator
 
@@ -96,9 +96,9 @@ class _Flipped(Operator):
 
 @rule
 def features(request: Request) -> Operator | None:
-    """A feature map is its own low-rank factor."""
+    """A feature map is its own low-rank factor (positive ones have an operator that works in log space)."""
     phi = request.kernel
-    if not isinstance(phi, FeatureMap):
+    if not isinstance(phi, FeatureMap) or Claim.POSITIVE in phi.claims:
         return None
     left = phi.features(request.x.points)
     right = left if request.square else phi.features(request.y.points)

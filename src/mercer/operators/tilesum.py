@@ -48,7 +48,7 @@ def _cut(tensors: Sequence[Tensor], start: int, length: int) -> Tensors:
 
 
 def _add(total: list[Tensor] | None, part: Tensors) -> list[Tensor]:
-    return list(part) if total is None else [a.add_(b) if a.shape == b.shape else a + b for a, b in zip(total, part, strict=True)]
+    return list(part) if total is None else [a + b for a, b in zip(total, part, strict=True)]
 
 
 def _run(plan: Plan, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -110,9 +110,13 @@ def _gradient_plan(
             wanted = [t for t, need in zip((*row_in, *col_in, *shared_in), needs, strict=True) if need]
             pairs = zip((*found[0], *found[1], *found[2]), (*rows[r:], *cols[c:], *shared_grads), strict=True)
             live = [(out, g) for out, g in pairs if out.requires_grad]
-            got = torch.autograd.grad(
-                [out for out, _ in live], wanted, [g for _, g in live], create_graph=higher, allow_unused=True
-            ) if live and wanted else [None] * len(wanted)
+            got = (
+                torch.autograd.grad(
+                    [out for out, _ in live], wanted, [g for _, g in live], create_graph=higher, allow_unused=True
+                )
+                if live and wanted
+                else [None] * len(wanted)
+            )
         full = iter([torch.zeros_like(t) if g is None else g for t, g in zip(wanted, got, strict=True)])
         take = lambda need: tuple(next(full) for flag in need if flag)  # noqa: E731
         return take(row_need), take(col_need), take(shared_need)

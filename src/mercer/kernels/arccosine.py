@@ -1,0 +1,66 @@
+"""Arc-cosine kernels of order 0 and 1."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mercer.claims import PSD, Claim
+from mercer.kernel import Kernel
+from mercer.kernels.chain import chain, off_zero
+from mercer.shapes import shapes
+from mercer.statistic import squared_distance
+
+
+def _angle(s: Tensor) -> Tensor:
+    """The angle between two unit vectors at squared distance s: accurate at both ends, unlike acos of their product."""
+    return 2 * torch.atan2(s.clamp(0, 4).sqrt(), (4 - s).clamp_min(0).sqrt())
+
+
+# As functions of s = |u - v|^2 = 2 - 2 cos(angle), so d(angle)/ds = 1 / (2 sin(angle)).
+_ZERO = (
+    lambda s: 1 - _angle(s) / math.pi,
+    off_zero(lambda s: -1 / (math.pi * (s * (4 - s)).clamp_min(torch.finfo(s.dtype).tiny).sqrt())),
+)
+
+
+def _one(s: Tensor) -> Tensor:
+    angle = _angle(s)
+    return (torch.sin(angle) + (math.pi - angle) * torch.cos(angle)) / math.pi
+
+
+_ONE = (_one, lambda s: -0.5 * _ZERO[0](s), lambda s: -0.5 * _ZERO[1](s))
+
+
+class ArcCosine(Kernel):
+    """Arc-cosine kernel: (1 / pi) |x|^order |y|^order J(t), t the angle between x and y.
+
+    J_0 = pi - t, J_1 = sin t + (pi - t) cos t: infinitely many random step (order 0) or ReLU (order 1) features,
+    2 E[step(w.x) step(w.y) (w.x)^order (w.y)^order] for standard normal w; step(0) = 1/2 at the zero vector.
+    order: 0 or 1.
+    Claims: symmetric, psd, positive. Source [cho2009, eq. 3-6].
+    """
+
+    claims = PSD | {Claim.POSITIVE}
+
+    def __init__(self, order: int = 1):
+        super().__init__()
+        if order not in (0, 1):
+            raise ValueError(f"ArcCosine.order is {order}; expected 0 or 1")
+        self.order = order
+
+    @shapes("x: ... n d, y: ... m d -> ... n m")
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        size_x, size_y = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (x, y))
+        u, v = (t / torch.where(size > 0, size, 1) for t, size in ((x, size_x), (y, size_y)))
+        nonzero = (size_x > 0) & (size_y > 0).mT
+        s = torch.where(nonzero, squared_distance(u, v, kink=True), 2.0)
+        if self.order == 0:
+            return chain(s, *_ZERO)
+        return size_x * size_y.mT * chain(s, *_ONE)
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        square = x.square().sum(-1)
+        return torch.where(square > 0, 1.0, 0.5).to(x) if self.order == 0 else square

@@ -1,0 +1,304 @@
+"""Every operator is its matrix: products, transposes, gradients, blocks, at every size, within the budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mercer.operators.tiled as tiled
+from mercer.assemble import _request as request_for
+from mercer.assemble import assemble, candidates, explain
+from mercer.claims import Claim
+from mercer.domain import Grid, Line, Points
+from mercer.errors import MemoryBudgetError, ShapeError, StructureError
+from mercer.kernels import ExpDot, Gaussian, Linear, Matern, Riesz
+from mercer.memory import free_memory, memory, memory_budget, parse_bytes
+from mercer.operators import Dense, Diagonal, Shifted, Tiled
+from tests.catalogue import CANNOT, OPERATORS
+
+case_of = pytest.mark.parametrize("case", OPERATORS, ids=lambda c: c.name)
+SIZES = [(17, 13), (13, 17), (16, 16), (1, 1), (1, 7), (7, 1)]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles of 64 entries, so that every small case crosses many tile borders."""
+    monkeypatch.setattr(tiled, "TILE", 64)
+    monkeypatch.setattr(tiled, "LEAST", 64)
+
+
+def vectors(n: int, c: int, dtype=torch.float64, seed: int = 99) -> torch.Tensor:
+    return torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tol: float = 1e-12) -> None:
+    assert got.shape == want.shape, (got.shape, want.shape)
+    scale = float(want.detach().abs().max()) if want.numel() else 1.0
+    assert torch.allclose(got, want, rtol=tol, atol=tol * max(scale, 1.0)), (got - want).abs().max()
+
+
+@case_of
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_product_and_transpose(case, size, batch):
+    n, m = (size[0], size[0]) if case.square else size
+    op, matrix, _ = case.make(torch.float64, batch, n, m)
+    assert tuple(op.shape) == (*batch, n, m)
+    v, u = vectors(m, 3), vectors(n, 2)
+    close(op @ v, matrix @ v)
+    close(op @ v[:, 0], (matrix @ v[:, :1]).squeeze(-1))
+    close(op.mT @ u, matrix.mT @ u)
+    close(op.mT.mT @ v, matrix @ v)
+    close(op.dense(), matrix)
+    close(op.diagonal(), matrix.diagonal(dim1=-2, dim2=-1))
+    assert op.mT.shape == matrix.mT.shape
+    adjoint = ((op @ v)[..., :2] * u).sum((-1, -2)) - (v[:, :2] * (op.mT @ u)).sum((-1, -2))
+    assert adjoint.abs().max() <= 1e-11 * max(1.0, float(matrix.detach().abs().sum()))
+    if case.rows_sum_to_one:
+        close(op @ torch.ones(m, 1, dtype=torch.float64), torch.ones(*batch, n, 1, dtype=torch.float64))
+
+
+@case_of
+def test_float32_and_vectors_with_a_batch(case):
+    op, matrix, _ = case.make(torch.float32, (2,), 9, 9)
+    v = torch.stack([vectors(9, 2, torch.float32, s) for s in (1, 2)])
+    assert op.dtype == torch.float32 and (op @ v).dtype == torch.float32
+    close(op @ v, matrix @ v, tol=3e-6)
+
+
+@case_of
+def test_gradients_against_the_dense_matrix(case):
+    op, matrix, leaves = case.make(torch.float64, (2,), 11, 11)
+    v = vectors(11, 2).requires_grad_()
+    got = torch.autograd.grad((op @ v).sin().sum(), [*leaves, v], create_graph=True)
+    want = torch.autograd.grad((matrix @ v).sin().sum(), [*leaves, v], create_graph=True)
+    for g, w in zip(got, want, strict=True):
+        close(g, w, 1e-11)
+    twice = torch.autograd.grad(sum(g.square().sum() for g in got), [*leaves, v], allow_unused=True, retain_graph=True)
+    reference = torch.autograd.grad(sum(w.square().sum() for w in want), [*leaves, v], allow_unused=True)
+    for g, w in zip(twice, reference, strict=True):
+        close(torch.zeros(()) if g is None else g, torch.zeros(()) if w is None else w, 1e-10)
+
+
+@case_of
+def test_transpose_gradients(case):
+    op, matrix, leaves = case.make(torch.float64, (), 8, 8)
+    u = vectors(8, 2)
+    got = torch.autograd.grad((op.mT @ u).sin().sum(), leaves, retain_graph=True)
+    want = torch.autograd.grad((matrix.mT @ u).sin().sum(), leaves)
+    for g, w in zip(got, want, strict=True):
+        close(g, w, 1e-11)
+
+
+@case_of
+def test_blocks_rows_and_entries(case):
+    op, matrix, _ = case.make(torch.float64, (2,), 10, 10)
+    close(op[2:7, 1:4].dense(), matrix[..., 2:7, 1:4])
+    close(op[[5, 0, 3]].dense(), matrix[..., [5, 0, 3], :])
+    close(op[torch.arange(10) % 2 == 0, 3:].dense(), matrix[..., ::2, 3:])
+    close(op[4], matrix[..., 4, :])
+    close(op[4, -1], matrix[..., 4, -1])
+    close(op[:, 2], matrix[..., 2])
+    close(op[1:3].mT @ vectors(2, 1), matrix[..., 1:3, :].mT @ vectors(2, 1))
+    with pytest.raises(IndexError, match="row 10 is out of range"):
+        op[10]
+
+
+@case_of
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_causal_part(case, size, cannot):
+    cannot(case.name, "tril")
+    n, m = (size[0], size[0]) if case.square else size
+    op, matrix, leaves = case.make(torch.float64, (2,), n, m)
+    v, u = vectors(m, 3), vectors(n, 2)
+    close(op.tril() @ v, matrix.tril() @ v)
+    close(op.tril().mT @ u, matrix.tril().mT @ u)
+    got = torch.autograd.grad((op.tril() @ v).sin().sum(), leaves, retain_graph=True)
+    want = torch.autograd.grad((matrix.tril() @ v).sin().sum(), leaves)
+    for g, w in zip(got, want, strict=True):
+        close(g, w, 1e-11)
+
+
+@pytest.mark.parametrize("case", [c for c in OPERATORS if (c.name, "tril") in CANNOT], ids=lambda c: c.name)
+def test_no_causal_part_is_a_typed_error(case):
+    op, _, _ = case.make(torch.float64, (), 4, 4)
+    with pytest.raises(StructureError, match="no causal part"):
+        op.tril()
+
+
+@case_of
+def test_empty(case, cannot):
+    cannot(case.name, "empty")
+    op, _, _ = case.make(torch.float64, (), 0, 0)
+    assert (op @ vectors(0, 2)).shape == (0, 2)
+    if not case.square:
+        op, _, _ = case.make(torch.float64, (), 4, 0)
+        close(op @ vectors(0, 2), torch.zeros(4, 2, dtype=torch.float64))
+        op, _, _ = case.make(torch.float64, (), 0, 4)
+        assert (op @ vectors(4, 2)).shape == (0, 2)
+
+
+@case_of
+def test_claims_hold(case):
+    op, matrix, _ = case.make(torch.float64, (), 12, 12)
+    if Claim.SYMMETRIC in op.claims:
+        close(matrix.mT, matrix)
+    if Claim.PSD in op.claims:
+        assert torch.linalg.eigvalsh(matrix)[0] >= -1e-10 * matrix.abs().max()
+
+
+def test_gram_of_the_same_points_inherits_the_claims():
+    x = vectors(12, 3)
+    assert Gaussian()(x).claims == Gaussian().claims
+    assert Gaussian()(x, x.clone()).claims == frozenset()
+    assert Claim.PSD not in Riesz()(x).claims
+    assert Claim.PSD in Shifted(Gaussian()(x), 0.1).claims and Claim.PSD not in Shifted(Gaussian()(x), -2.0).claims
+    assert Claim.PSD in (2.0 * Gaussian()(x)).claims and Claim.PSD not in (-2.0 * Gaussian()(x)).claims
+
+
+def test_hyperparameter_gradients_by_recomputed_tiles():
+    kernel = Matern(1.5, [0.7, 1.1, 0.9]) * Gaussian(2.0) + 0.5 * Linear(1.3)
+    x, v = vectors(23, 3), vectors(23, 2)
+    parameters = list(kernel.parameters())
+    got = torch.autograd.grad((kernel(x) @ v).square().sum(), parameters)
+    want = torch.autograd.grad((kernel.block(x, x) @ v).square().sum(), parameters)
+    for g, w in zip(got, want, strict=True):
+        close(g, w, 1e-11)
+
+
+def test_gradcheck_through_the_tiles():
+    kernel = Matern(2.5, 0.9)
+    x, y, v = vectors(9, 2, seed=1), vectors(8, 2, seed=2), vectors(8, 2, seed=3)
+    for t in (x, y, v):
+        t.requires_grad_()
+
+    def product(x, y, v, _):
+        return kernel(x, y) @ v
+
+    assert torch.autograd.gradcheck(product, (x, y, v, kernel.log_lengthscale))
+    assert torch.autograd.gradgradcheck(product, (x, y, v, kernel.log_lengthscale))
+
+
+def test_softmax_survives_huge_scores():
+    x, y = 60 * vectors(5, 4, seed=4), 60 * vectors(9, 4, seed=5)
+    v = vectors(9, 2)
+    close(ExpDot()(x, y).normalised() @ v, torch.softmax(x @ y.mT / 2, -1) @ v)
+
+
+def test_a_kernel_that_is_not_symmetric_transposes():
+    class Skewed(Gaussian):
+        claims = frozenset()
+
+        def block(self, x, y):
+            return super().block(x, y) * (1 + x[..., :, None, 0] ** 2)
+
+    x, y, u = vectors(9, 3, seed=1), vectors(7, 3, seed=2), vectors(9, 2)
+    op = Tiled(Skewed(), x, y)
+    close(op.mT @ u, Skewed().block(x, y).mT @ u)
+    close(op.mT.mT @ vectors(7, 1), Skewed().block(x, y) @ vectors(7, 1))
+
+
+def test_weights_of_a_domain_multiply_the_columns():
+    x, y, w = vectors(6, 2), vectors(5, 2, seed=3), vectors(5, 1, seed=4)[:, 0].exp()
+    v = vectors(5, 2)
+    close(Gaussian()(x, Points(y, w)) @ v, Gaussian().block(x, y) @ (w[:, None] * v))
+
+
+def test_domains():
+    line = Line(5, 0.5, 1.0, dtype=torch.float64)
+    assert line.points[:, 0].tolist() == [1.0, 1.5, 2.0, 2.5, 3.0] and (line.n, line.d, len(line)) == (5, 1, 5)
+    grid = Grid(Line(2, dtype=torch.float64), line)
+    assert grid.sizes == (2, 5) and grid.points.shape == (10, 2) and grid.points[6].tolist() == [1.0, 1.5]
+    assert line[[1, 3]].points[:, 0].tolist() == [1.5, 2.5]
+    close(Gaussian()(line).dense(), Gaussian().block(line.points, line.points))
+    with pytest.raises(ShapeError, match=r"write x\[:, None\]"):
+        Gaussian()(torch.zeros(4))
+    with pytest.raises(ShapeError, match=r"weights.n"):
+        Points(torch.zeros(4, 2), torch.ones(3))
+    with pytest.raises(ShapeError, match=r"y.d is 3, x.d is 2"):
+        Gaussian()(torch.zeros(4, 2), torch.zeros(4, 3))
+    with pytest.raises(ShapeError, match="at least one Line"):
+        Grid()
+    integers = Gaussian()([[0, 1], [1, 1]])
+    assert integers.dtype == torch.float64
+
+
+def test_errors_repeat_the_question():
+    op = Gaussian()(vectors(6, 2), vectors(5, 2))
+    with pytest.raises(ShapeError, match="A has 5 columns, v has 6 rows"):
+        op @ vectors(6, 1)
+    with pytest.raises(TypeError, match=r"A is torch.float64, v is torch.float32"):
+        op @ vectors(5, 1).float()
+    with pytest.raises(TypeError, match="multiply the kernels"):
+        op * op
+    with pytest.raises(ShapeError, match="cannot be added"):
+        op + op.mT
+    with pytest.raises(ShapeError, match="A has 5 columns, B has 6 rows"):
+        op @ op
+    with pytest.raises(ShapeError, match="square"):
+        Shifted(op, 1.0)
+    with pytest.raises(ShapeError, match="scalar"):
+        op * torch.ones(3)
+    with pytest.raises(StructureError, match="may be negative"):
+        Linear()(vectors(6, 2)).normalised()
+
+
+def test_memory_budget_is_honoured():
+    with memory("3M"):
+        assert memory_budget() == 3 * 2**20
+        with pytest.raises(MemoryBudgetError, match=r"mercer.memory"):
+            Gaussian()(vectors(1000, 2)).dense()
+        rows = candidates(request_for(Gaussian(), vectors(1000, 2), None, 1, 50))
+        assert [(r.name, r.fits) for r in rows] == [("Tiled", True), ("Dense", False)]
+    assert memory_budget() >= 2**24 and free_memory() > 2**24
+    assert [parse_bytes(t) for t in ("512M", "1.5GiB", "2k", 7)] == [2**29, 3 * 2**29, 2048, 7]
+    for bad in ("four", "-1G", "", 0):
+        with pytest.raises(ValueError, match="memory is"):
+            parse_bytes(bad)
+
+
+def test_planner_stores_the_matrix_only_when_it_pays(capsys):
+    x = vectors(300, 4)
+    assert type(assemble(Gaussian(), x)) is Tiled
+    many = assemble(Gaussian(), x, products=100)
+    assert type(many) is Dense
+    close(many @ vectors(300, 2), Gaussian().block(x, x) @ vectors(300, 2))
+    assert many.claims == Gaussian().claims
+    explain(Gaussian(), x, products=100)
+    text = capsys.readouterr().out
+    assert "-> Dense" in text.replace("->", "-> ") and "Tiled" in text and "300 x 300" in text and "flops" in text
+
+
+def test_one_product_at_scale_stays_in_memory():
+    """n = m = 30,000 in float32 would be 3.6 GB dense; the process may grow by less than 200 MB."""
+    script = """
+import resource, torch
+torch.set_num_threads(1)
+from mercer.kernels import Gaussian
+g = torch.Generator().manual_seed(0)
+x = torch.randn(30_000, 10, generator=g); v = torch.randn(30_000, 2, generator=g)
+k = Gaussian(2.0)
+k(x[:2000]) @ v[:2000]
+x.requires_grad_()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+out = k(x, x.detach()) @ v
+if {gradient}:
+    torch.autograd.grad(out.sum(), [x, k.log_lengthscale])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+i = 12_345
+print(float((out[i] - (torch.exp(-0.5 * (x[i] - x).square().sum(-1) / 4) @ v)).abs().max()))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script.replace("{gradient}", "True")], capture_output=True, text=True, check=True
+    )
+    grown, error = run.stdout.split()
+    assert int(grown) < 200, grown
+    assert float(error) < 1e-2
+
+
+def test_diagonal_operator_is_symmetric():
+    d = Diagonal(vectors(5, 1)[:, 0])
+    assert d.mT is d and d.tril() is d
