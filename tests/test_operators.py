@@ -15,7 +15,7 @@ from mercer.claims import Claim
 from mercer.domain import Grid, Line, Points
 from mercer.errors import MemoryBudgetError, ShapeError, StructureError
 from mercer.kernels import ExpDot, Gaussian, Linear, Matern, Riesz
-from mercer.memory import free_memory, memory, memory_budget, parse_bytes
+from mercer.budget import free_memory, memory, memory_budget, parse_bytes
 from mercer.operators import Dense, Diagonal, Shifted, Tiled
 from tests.catalogue import CANNOT, OPERATORS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mercer.domain import Domain, as_domain
 from mercer.errors import MemoryBudgetError, ShapeError
-from mercer.memory import memory_budget
+from mercer.budget import memory_budget
 from mercer.operator import Diagonal, Operator
 
 FLOPS_PER_SECOND = 2e9  # a nominal core doing kernel arithmetic; only the ratios between candidates decide

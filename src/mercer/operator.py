@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mercer.claims import LINEAR, NO_CLAIMS, Claim
 from mercer.errors import MemoryBudgetError, ShapeError, StructureError
-from mercer.memory import memory_budget
+from mercer.budget import memory_budget
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from mercer.assemble import Request, rule
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
-from mercer.memory import memory_budget
+from mercer.budget import memory_budget
 from mercer.operator import Cost, Operator
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
 
