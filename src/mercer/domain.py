@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mercer.errors import ShapeError
+from mercer.errors import DataError, ShapeError
 
 
 class Domain(ABC):
@@ -95,3 +95,12 @@ def as_domain(x: Any) -> Domain:
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
     return Points(tensor)
+
+
+def finite(name: str, values: Tensor) -> Tensor:
+    """`values` (`n d`) as they are; DataError naming the first row and column that is NaN or infinite."""
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise DataError(f"{name} is {float(values[row, column])} at row {row}, column {column}; drop or fill such rows")
+    return values

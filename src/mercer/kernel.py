@@ -274,24 +274,29 @@ class Warped(Kernel):
         keeps = claims.ON_COLUMNS if isinstance(module, Columns) else claims.WARPED
         self.claims = kernel.claims & keeps
 
+    def _moved(self, x: Tensor) -> Tensor:
+        dtype = next((p.dtype for p in self.module.parameters()), x.dtype)  # a network keeps its precision, data theirs
+        return self.module(x.to(dtype)).to(x.dtype)
+
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        u = self.module(x)
-        return self.kernel.block(u, u if y is x else self.module(y))
+        u = self._moved(x)
+        return self.kernel.block(u, u if y is x else self._moved(y))
 
     def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.kernel.log_block(self.module(x), self.module(y))
+        return self.kernel.log_block(self._moved(x), self._moved(y))
 
     def diagonal(self, x: Tensor) -> Tensor:
-        return self.kernel.diagonal(self.module(x))
+        return self.kernel.diagonal(self._moved(x))
 
     def spectrum(self) -> Spectrum:
         inner = self.kernel.spectrum()
-        return replace(inner, coordinates=lambda x: inner.coordinates(self.module(x)))
+        return replace(inner, coordinates=lambda x: inner.coordinates(self._moved(x)))
 
     def workspace(self, d: int) -> int:
         return self.kernel.workspace(d)
 
     def __repr__(self) -> str:
-        if isinstance(self.module, Columns):
-            return f"{self.kernel!r}.on({self.module.columns})"
-        return f"{self.kernel!r}.warp({type(self.module).__name__})"
+        columns = isinstance(self.module, Columns)
+        return f"{self.kernel!r}." + (
+            f"on({self.module.columns})" if columns else f"warp({type(self.module).__name__})"
+        )

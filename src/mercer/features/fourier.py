@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mercer.claims import PSD, Claim
 from mercer.errors import StructureError
@@ -28,12 +28,10 @@ def haar(count: int, d: int, generator: torch.Generator | None = None) -> Tensor
     return (q * sign.unsqueeze(-2)).mT.reshape(-1, d)[:count]
 
 
-def width(kernel: Kernel, spectrum: Spectrum, d: int) -> int:
+def width(spectrum: Spectrum, d: int) -> int:
     """How many coordinates the spectrum lives on for points with d columns: fewer after `kernel.on(columns)`."""
-    warps = [module for module in kernel.modules() if not isinstance(module, Kernel)]
-    dtype = next((p.dtype for w in warps for p in w.parameters(recurse=False)), torch.float64)
     with torch.no_grad():
-        return spectrum.coordinates(torch.zeros(1, d, dtype=dtype)).shape[-1]
+        return spectrum.coordinates(torch.zeros(1, d, dtype=torch.float64)).shape[-1]
 
 
 def _pairs(rank: int) -> int:
@@ -65,13 +63,14 @@ class Fourier(FeatureMap):
         super().__init__()
         self.kernel, self.d, self.rank = kernel, d, rank
         self.claims = PSD | (kernel.claims & _KEPT)
-        columns = width(kernel, kernel.spectrum(), d)
+        columns = width(kernel.spectrum(), d)
         self.register_buffer("frequencies", torch.zeros(_pairs(rank), columns, dtype=torch.float64))
         self.redraw(generator)
 
     def redraw(self, generator: torch.Generator | None = None) -> None:
         """New independent frequencies, in place."""
-        self.frequencies.copy_(self.kernel.spectrum().sample(*self.frequencies.shape, generator))
+        count, d = self.frequencies.shape
+        self.frequencies.copy_(self.kernel.spectrum().sample(count, d, generator))
 
     def features(self, x: Tensor) -> Tensor:
         """phi(x): x: ... n d -> ... n r."""
@@ -99,13 +98,14 @@ class Orthogonal(FeatureMap):
             )
         self.kernel, self.d, self.rank = kernel, d, rank
         self.claims = PSD | (kernel.claims & _KEPT)
-        self.register_buffer("frequencies", torch.zeros(_pairs(rank), width(kernel, spectrum, d), dtype=torch.float64))
+        self.register_buffer("frequencies", torch.zeros(_pairs(rank), width(spectrum, d), dtype=torch.float64))
         self.redraw(generator)
 
     def redraw(self, generator: torch.Generator | None = None) -> None:
         """New directions and new norms, in place."""
-        norms = self.kernel.spectrum().sample(*self.frequencies.shape, generator).norm(dim=-1, keepdim=True)
-        self.frequencies.copy_(norms * haar(*self.frequencies.shape, generator))
+        count, d = self.frequencies.shape
+        norms = self.kernel.spectrum().sample(count, d, generator).norm(dim=-1, keepdim=True)
+        self.frequencies.copy_(norms * haar(count, d, generator))
 
     def features(self, x: Tensor) -> Tensor:
         """phi(x): x: ... n d -> ... n r."""

@@ -39,7 +39,7 @@ class EmpiricalNTK(Kernel):
 
     module: f on one batch axis, `n *sample_shape -> n outputs` (or `-> n`). A frozen copy is taken, so the kernel does
     not change when the module trains; parameters with requires_grad False do not count.
-    outputs: "trace" (sum of the kernels of all outputs), "sum" (the kernel of the sum of outputs) or one output's number.
+    outputs: "trace" (sum of the kernels of all outputs), "sum" (the kernel of their sum) or the number of one output.
     sample_shape: the shape of one input; points are its flattened rows `... n d`. Default (d,).
     Claims: symmetric, psd. Cost: a gradient (times outputs for "trace") per point and tile, 2 n m p flops per product.
     Raises StructureError for active dropout, for BatchNorm in training mode, or without trainable parameters.
@@ -53,7 +53,7 @@ class EmpiricalNTK(Kernel):
         culprit = _random_or_coupled(module)
         if culprit:
             raise StructureError(
-                f"EmpiricalNTK: {culprit} is in training mode, so f(x) is no function; call module.eval()"
+                f"EmpiricalNTK: {culprit} is in training mode, so f is no function: call module.eval()"
             )
         if not (outputs in ("trace", "sum") or (isinstance(outputs, int) and outputs >= 0)):
             raise ValueError(f"EmpiricalNTK.outputs is {outputs!r}; expected 'trace', 'sum' or the number of an output")

@@ -20,8 +20,8 @@ class KernelAttention(nn.Module):
 
     kernel: a positive Kernel, or a FeatureMap with positive features (then linear in n and m). ExpDot() is softmax
     attention. is_causal: keys j > i are left out. A row without any weight gives zeros.
-    fused: let torch's scaled_dot_product_attention serve ExpDot (first derivatives only); False keeps the lazy operator,
-    whose gradients of any order take O(n + m) memory.
+    fused: let torch's scaled_dot_product_attention serve ExpDot (first derivatives only); False keeps the lazy
+    operator, whose gradients of any order take O(n + m) memory.
     Cost: n m (2 d + 2 c) flops and O(n + m) memory; with rank-r features 2 (n + m) r c, times log n when causal.
     Raises StructureError for kernels that may be negative. Source [vaswani2017, eq. 1; tsai2019, eq. 2].
     """
@@ -37,7 +37,7 @@ class KernelAttention(nn.Module):
 
     @shapes("q: ... n d, k: ... m d, v: ... m c, weights: ... m -> ... n c")
     def forward(self, q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None) -> Tensor:
-        """q: ... n d, k: ... m d, v: ... m c, weights: ... m, >= 0 (the measure of the keys; 0 hides one) -> ... n c."""
+        """q: ... n d, k: ... m d, v: ... m c -> ... n c. weights: ... m, >= 0, the keys' measure; 0 hides a key."""
         if self.fused and isinstance(self.kernel, ExpDot) and (weights is None or not self.is_causal):
             fitting = _fused(self.kernel, q, k, v, weights, self.is_causal)
             if fitting is not None:

@@ -25,7 +25,8 @@ class KernelConv(nn.Module):
     boundary: "zero" (nothing beyond the grid) or "circular" (periodic; with reach None each point acts once, from its
     nearest image, half way round half from either side). weight: of one grid point, default prod(spacing).
     method: "direct" (d <= 3), "fft" or "auto". Every leading axis of x is a batch axis.
-    Cost: direct prod(2 reach + 1) flops a point; fft about 5 log2(points). Raises StructureError if k is not stationary.
+    Cost: direct 2 prod(2 reach + 1) flops a point; fft about 10 log2(points). Raises StructureError if k is not
+    stationary.
     """
 
     def __init__(

@@ -1,0 +1,5 @@
+"""Compress: fewer points that stand for many."""
+
+from mercer.compress.thinning import thin
+
+__all__ = ["thin"]
