@@ -39,7 +39,7 @@ def thin(
     points = _checked(kernel, x, size, delta, swaps)
     n = len(points)
     with torch.no_grad():
-        rounds = int(math.log2(n // size))
+        rounds = (n // size).bit_length() - 1
         order = torch.randperm(n, generator=generator).to(points.device)
         halved = _split(kernel, points, order[: size << rounds], rounds, delta, generator)
         coresets = torch.cat([halved, order[None, :size]])

@@ -104,7 +104,9 @@ class EmpiricalNTK(Kernel):
         if not self._loop:
             try:
                 found = vmap(jacrev(self._value), (None, 0), chunk_size=CHUNK)(theta, samples)
-                return torch.cat([found[name].flatten(2) for name in self._names], -1).flatten(1)
+                return torch.cat([found[name].reshape(*found[name].shape[:2], -1) for name in self._names], -1).flatten(
+                    1
+                )
             except (RuntimeError, NotImplementedError) as refusal:
                 rows = self._one_by_one(theta, samples)  # what is wrong with the input is raised again here
                 self._loop = True

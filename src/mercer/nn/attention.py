@@ -11,7 +11,7 @@ from mercer.claims import Claim
 from mercer.errors import ShapeError, StructureError
 from mercer.kernel import Kernel
 from mercer.kernels.dot import ExpDot
-from mercer.memory import memory_budget
+from mercer.budget import memory_budget
 from mercer.shapes import shapes
 
 
