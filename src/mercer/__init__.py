@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _ROOMS = ("compare", "compress", "features", "kernels", "learn", "linalg", "nn", "operators")
 _FUNCTIONS = {"explain": "mercer.assemble", "memory": "mercer.budget"}
 
-__all__ = ["__version__", *_ROOMS, *_FUNCTIONS]  # noqa: PLE0604 (all are strings)
+__all__ = ["__version__", *_ROOMS, *_FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:

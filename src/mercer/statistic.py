@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOG2_E = 1.4426950408889634
 DIRECT_COLUMNS = 4  # up to here differences are as cheap as the expanded form, and exact
 NEAR_FLOAT32, NEAR_FLOAT64 = 1e-3, 1e-6  # pairs with s below this times (|x|^2 + |y|^2) are recomputed for kinks
 
@@ -76,6 +77,11 @@ def squared_distance(x: Tensor, y: Tensor, kink: bool = False) -> Tensor:
         centre = y.mean(-2, keepdim=True).detach()  # a shift: the distances and their gradients do not depend on it
         x, y = x - centre, y - centre
     return _SquaredDistance.apply(x, y, kink)
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x for x <= 0, through exp2: several times faster on CPUs. Absolute error below eps there (relative: |x| eps)."""
+    return torch.exp2(x * LOG2_E)
 
 
 class Statistic(Enum):

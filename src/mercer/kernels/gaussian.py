@@ -10,7 +10,7 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
 from mercer.parameter import Positive
-from mercer.statistic import Statistic
+from mercer.statistic import Statistic, exp
 
 
 class Gaussian(ProfileKernel):
@@ -30,7 +30,7 @@ class Gaussian(ProfileKernel):
         self.lengthscale = lengthscale
 
     def profile(self, s: Tensor) -> Tensor:
-        return torch.exp(-0.5 * s)
+        return exp(-0.5 * s)
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -0.5 * s

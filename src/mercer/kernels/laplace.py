@@ -10,7 +10,7 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
 from mercer.parameter import Positive
-from mercer.statistic import Statistic
+from mercer.statistic import Statistic, exp
 
 
 class Laplace(ProfileKernel):
@@ -31,7 +31,7 @@ class Laplace(ProfileKernel):
         self.lengthscale = lengthscale
 
     def profile(self, s: Tensor) -> Tensor:
-        return torch.exp(-s)
+        return exp(-s)
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -s

@@ -11,10 +11,10 @@ from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
 from mercer.kernels.chain import chain, off_zero
 from mercer.parameter import Positive
-from mercer.statistic import Statistic
+from mercer.statistic import Statistic, exp
 
 # Functions of q = r^2. Each order's derivative is a multiple of the order below; see [rasmussen2006, eq. 4.16-4.17].
-_HALF = (lambda q: torch.exp(-q.sqrt()), off_zero(lambda q: -0.5 * torch.exp(-q.sqrt()) / q.sqrt()))
+_HALF = (lambda q: exp(-q.sqrt()), off_zero(lambda q: -0.5 * exp(-q.sqrt()) / q.sqrt()))
 
 
 def _times(factor: float, links: tuple) -> tuple:
@@ -23,12 +23,12 @@ def _times(factor: float, links: tuple) -> tuple:
 
 def _linear(q: Tensor) -> Tensor:
     r = q.sqrt()
-    return (1 + r) * torch.exp(-r)
+    return (1 + r) * exp(-r)
 
 
 def _quadratic(q: Tensor) -> Tensor:
     r = q.sqrt()
-    return (1 + r + q / 3) * torch.exp(-r)
+    return (1 + r + q / 3) * exp(-r)
 
 
 _THREE_HALVES = (_linear, *_times(-1 / 2, _HALF))

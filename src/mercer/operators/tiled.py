@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import Request, rule
+from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
-from mercer.budget import memory_budget
 from mercer.operator import Cost, Operator
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
+from mercer.statistic import exp
 
 TILE = 2**20  # entries of one tile: about the size of the caches
 LEAST = 256  # entries below which a tile is not cut further, however small the budget
@@ -62,7 +63,7 @@ class Tiled(Operator):
         if scale is None:
             block = self.kernel.block(x, y)
         else:
-            block = (self.kernel.log_block(x, y) - scale).exp()
+            block = exp(self.kernel.log_block(x, y) - scale)
         return self._mask(block, i - j, 0.0)
 
     def _mask(self, block: Tensor, offset: int, fill: float) -> Tensor:
