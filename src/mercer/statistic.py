@@ -7,7 +7,7 @@ kink at distance zero, so for those the near pairs are computed again from their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -19,22 +19,28 @@ DIRECT_COLUMNS = 4  # up to here differences are as cheap as the expanded form, 
 NEAR_FLOAT32, NEAR_FLOAT64 = 1e-3, 1e-6  # pairs with s below this times (|x|^2 + |y|^2) are recomputed for kinks
 
 
-def _accumulate(x: Tensor, y: Tensor, term: Callable[[Tensor], Tensor]) -> Tensor:
-    """sum over columns k of term(x_k - y_k): one n x m temporary, any number of columns."""
-    total: Tensor | None = None
+def _differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """x_k - y_k for every pair, one column k at a time."""
     for k in range(x.shape[-1]):
-        part = term(x[..., :, None, k] - y[..., None, :, k])
-        total = part if total is None else total + part
-    if total is None:
-        return x.new_zeros((*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2]))
-    return total
+        yield x[..., :, None, k] - y[..., None, :, k]
+
+
+def _zeros(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_zeros((*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2]))
+
+
+def _direct(x: Tensor, y: Tensor) -> Tensor:
+    s = _zeros(x, y)
+    for difference in _differences(x, y):
+        s.addcmul_(difference, difference)
+    return s
 
 
 def _expanded(x: Tensor, y: Tensor, kink: bool) -> Tensor:
-    size = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    s = (size - 2 * (x @ y.mT)).clamp_min_(0)
+    left, right = x.square().sum(-1)[..., :, None], y.square().sum(-1)[..., None, :]
+    s = ((-2 * x) @ y.mT).add_(left).add_(right).clamp_min_(0)  # in place: fresh memory costs more than arithmetic
     if kink:
-        near = s < (NEAR_FLOAT64 if s.dtype == torch.float64 else NEAR_FLOAT32) * size
+        near = s < (NEAR_FLOAT64 if s.dtype == torch.float64 else NEAR_FLOAT32) * (left + right)
         if near.any():
             at = near.nonzero(as_tuple=True)
             left = x.expand(*s.shape[:-2], *x.shape[-2:])[(*at[:-2], at[-2])]
@@ -51,7 +57,7 @@ class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, y: Tensor, kink: bool) -> Tensor:
         if x.shape[-1] <= DIRECT_COLUMNS:
-            return _accumulate(x, y, torch.square)
+            return _direct(x, y)
         return _expanded(x, y, kink)
 
     @staticmethod
@@ -79,9 +85,12 @@ def squared_distance(x: Tensor, y: Tensor, kink: bool = False) -> Tensor:
     return _SquaredDistance.apply(x, y, kink)
 
 
-def exp(x: Tensor) -> Tensor:
-    """e^x for x <= 0, through exp2: several times faster on CPUs. Absolute error below eps there (relative: |x| eps)."""
-    return torch.exp2(x * LOG2_E)
+def exp(x: Tensor, factor: float = 1.0) -> Tensor:
+    """e^(factor x) through exp2, several times faster on CPUs.
+
+    Meant for exponents <= 0, where the absolute error is below eps (the relative error is |factor x| eps).
+    """
+    return (x * (factor * LOG2_E)).exp2_()
 
 
 class Statistic(Enum):
@@ -99,5 +108,5 @@ def pairwise(statistic: Statistic, x: Tensor, y: Tensor) -> Tensor:
     if statistic is Statistic.DOT:
         return x @ y.mT
     if statistic is Statistic.L1_DISTANCE:
-        return _accumulate(x, y, torch.abs)
+        return sum((difference.abs() for difference in _differences(x, y)), _zeros(x, y))
     return squared_distance(x, y, kink=statistic is Statistic.DISTANCE)

@@ -30,7 +30,7 @@ class Gaussian(ProfileKernel):
         self.lengthscale = lengthscale
 
     def profile(self, s: Tensor) -> Tensor:
-        return exp(-0.5 * s)
+        return exp(s, -0.5)
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -0.5 * s

@@ -31,7 +31,7 @@ class Laplace(ProfileKernel):
         self.lengthscale = lengthscale
 
     def profile(self, s: Tensor) -> Tensor:
-        return exp(-s)
+        return exp(s, -1.0)
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -s

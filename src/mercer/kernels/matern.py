@@ -14,7 +14,7 @@ from mercer.parameter import Positive
 from mercer.statistic import Statistic, exp
 
 # Functions of q = r^2. Each order's derivative is a multiple of the order below; see [rasmussen2006, eq. 4.16-4.17].
-_HALF = (lambda q: exp(-q.sqrt()), off_zero(lambda q: -0.5 * exp(-q.sqrt()) / q.sqrt()))
+_HALF = (lambda q: exp(q.sqrt(), -1.0), off_zero(lambda q: -0.5 * exp(q.sqrt(), -1.0) / q.sqrt()))
 
 
 def _times(factor: float, links: tuple) -> tuple:
@@ -23,12 +23,12 @@ def _times(factor: float, links: tuple) -> tuple:
 
 def _linear(q: Tensor) -> Tensor:
     r = q.sqrt()
-    return (1 + r) * exp(-r)
+    return (1 + r) * exp(r, -1.0)
 
 
 def _quadratic(q: Tensor) -> Tensor:
     r = q.sqrt()
-    return (1 + r + q / 3) * exp(-r)
+    return (1 + r + q / 3) * exp(r, -1.0)
 
 
 _THREE_HALVES = (_linear, *_times(-1 / 2, _HALF))
@@ -37,7 +37,7 @@ _LINKS = {0.5: _HALF, 1.5: _THREE_HALVES, 2.5: _FIVE_HALVES}
 
 
 class Matern(ProfileKernel):
-    """Matern kernel: p_nu(r) exp(-r), r = sqrt(2 nu) |x - y| / lengthscale, p = 1, 1 + r, 1 + r + r^2/3.
+    """Matern kernel: p_nu(r) exp(r, -1.0), r = sqrt(2 nu) |x - y| / lengthscale, p = 1, 1 + r, 1 + r + r^2/3.
 
     nu: 0.5 (continuous paths), 1.5 (once differentiable) or 2.5 (twice).
     lengthscale: () or (d,), > 0, in the units of x.

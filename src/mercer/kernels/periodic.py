@@ -50,7 +50,7 @@ class Periodic(ProfileKernel):
         return torch.cat([turn.cos() / lengthscale, turn.sin() / lengthscale], -1)
 
     def profile(self, s: Tensor) -> Tensor:
-        return exp(-0.5 * s)
+        return exp(s, -0.5)
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -0.5 * s
