@@ -1,0 +1,7 @@
+"""Learners: scikit-learn estimators that predict, with intervals or calibrated probabilities."""
+
+from mercer.learn.classify import KernelClassifier
+from mercer.learn.conformal import LocalConformal
+from mercer.learn.ridge import KernelRidge
+
+__all__ = ["KernelClassifier", "KernelRidge", "LocalConformal"]

@@ -1,0 +1,171 @@
+"""What the kernel learners share: reading a table, learning a kernel, choosing a plan, predicting, saving."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from abc import ABC
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from mercer.assemble import assemble
+from mercer.claims import Claim
+from mercer.errors import DataError, StructureError
+from mercer.kernel import Kernel
+from mercer.learn import plan as planning
+from mercer.learn.conformal import LocalConformal
+from mercer.learn.solve import Fitted, centres, exact, whole
+from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.table import Scaler, Target, read
+from mercer.learn.tune import LAST, Clock, defaults, learn
+
+log = logging.getLogger("mercer")
+
+START = 0.1  # noise relative to the output scale, before anything is learned
+
+
+class KernelEstimator(BaseEstimator, ABC):
+    """Base of the kernel learners: not public, and of no use alone."""
+
+    _profile = True  # the output scale is not a parameter: only the ratio of noise to scale decides predictions
+    _noise_name = "alpha"
+
+    def _read(self, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
+        table, y = read(self, x, y, reset=reset, classes=classes)
+        if reset and len(table) < 2:
+            raise DataError(f"{type(self).__name__} got 1 sample; expected at least 2 rows to learn from")
+        return table, y
+
+    def _check(self) -> None:
+        noise = getattr(self, self._noise_name)
+        if noise is not None and not (np.isscalar(noise) and np.isfinite(noise) and noise > 0):
+            raise ValueError(f"{self._noise_name} is {noise}; expected a number > 0, or None to learn it")
+        if self.kernel is not None and not isinstance(self.kernel, Kernel):
+            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
+        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
+            raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
+
+    def _ours(self) -> bool:
+        return self.kernel is None if self.standardize is None else bool(self.standardize)
+
+    def _learned(self, x: Tensor, y: Tensor, clock: Clock, generator: torch.Generator) -> tuple[Kernel, float]:
+        """(kernel, noise) for scaled data."""
+        given = getattr(self, self._noise_name)
+        noise = START if given is None else float(given)
+        mine = self.kernel is None
+        candidates = defaults(x.shape[1], not self._profile) if mine else [copy.deepcopy(self.kernel)]
+        if not self.learn or bool((y == y[0]).all()):
+            return candidates[0], noise
+        found = learn(
+            candidates, noise, x, y, clock, generator,
+            profile=self._profile, keep_noise=given is not None, progress=self.progress,
+        )  # fmt: skip
+        return found.kernel, found.noise
+
+    def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Learn and solve for y: n c; sets the fitted attributes; returns (scaled x, scaled y)."""
+        clock = Clock.of(self.time_budget)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        generator = torch.Generator().manual_seed(int(seed))
+        # y is put on a scale of one wherever something is learned; with nothing to learn the numbers stay as given
+        self.scaler_ = Scaler.fit(table) if self._ours() else Scaler.identity(table.shape[1])
+        self.target_, scaled = Target.fit(y, self._ours() or self.learn)
+        x = self.scaler_(table)
+        kernel, noise = self._learned(x, scaled, clock, generator)
+        plan = self._choose(len(x), clock)
+        factors = self._factors(len(x))
+        with torch.no_grad():
+            if plan.algorithm == "cholesky":
+                fitted = exact(kernel, noise, x, scaled, plan, factors)
+            else:
+                run = whole if plan.algorithm == "cg" else centres
+                fitted = run(kernel, noise, x, scaled, plan, factors, generator, clock)
+        self._keep(kernel, fitted, clock)
+        return x, scaled
+
+    def _choose(self, n: int, clock: Clock) -> planning.Plan:
+        left = None if clock.seconds is None else max(clock.seconds - clock.used(), 1.0)
+        return planning.choose(n, left)
+
+    def _factors(self, n: int) -> list[float]:
+        """Multiples of the noise to try on all rows: none where all rows were already learned from."""
+        if getattr(self, self._noise_name) is not None:
+            return []
+        if not self.learn:
+            return [1e-3, 1e-2, 1e-1, 10.0, 100.0]
+        return [] if n <= LAST else [0.3, 3.0]
+
+    def _keep(self, kernel: Kernel, fitted: Fitted, clock: Clock) -> None:
+        self.kernel_ = kernel.requires_grad_(False)
+        setattr(self, f"{self._noise_name}_", fitted.noise)
+        self._points, self._weights, self._left_out = fitted.points, fitted.weights, fitted.left_out
+        self._factor = fitted.factor
+        done = dataclasses.replace(fitted.plan, seconds=clock.used(), interrupted=clock.interrupted)
+        self.plan_ = dataclasses.replace(done, sentence=planning.sentence(done))
+        log.info("%s: %s", type(self).__name__, self.plan_.sentence)
+
+    @torch.no_grad()
+    def _scores(self, x: Tensor) -> np.ndarray:
+        """k(x, points) weights for scaled x, `n c` float64."""
+        points = x.to(self._points.dtype)
+        if not len(points):
+            return np.zeros((0, self._weights.shape[1]))
+        return assemble(self.kernel_, points, self._points).matmul(self._weights).double().numpy()
+
+    def coordinates(self, X: Any) -> Tensor:
+        """The points that `kernel_` sees for rows of X: columns on their common scale, `n d` float64."""
+        return self.scaler_(self._read(X, reset=False)[0])
+
+    def _relevance(self) -> np.ndarray:
+        """How much each column moves the kernel, of norm one: inverse lengthscales where it has one for each."""
+        d = len(self.scaler_.centre)
+        for part in self.kernel_.modules():
+            scale = getattr(part, "lengthscale", None)
+            if isinstance(scale, Tensor) and scale.shape == (d,):
+                inverse = 1 / scale.detach().numpy()
+                return inverse / np.linalg.norm(inverse)
+        return np.full(d, d**-0.5)
+
+    def _local(self, x: Tensor, scores: np.ndarray) -> np.ndarray:
+        """Where the width of intervals is looked up: the relevant columns, and the prediction."""
+        z = x.numpy() if not np.isinf(self.scaler_.scale).any() else Scaler.fit(self._raw)(x.numpy()).numpy()
+        return np.concatenate([z * self._relevance(), scores * scores.shape[1] ** -0.5], 1)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        values = {
+            "kernel": to_spec(self.kernel_),
+            "noise": float(getattr(self, f"{self._noise_name}_")),
+            "plan": self.plan_.as_dict(),
+            "columns": len(self.scaler_.centre),
+            "names": [str(n) for n in getattr(self, "feature_names_in_", [])] or None,
+        }
+        arrays = {
+            "points": self._points.numpy(), "weights": self._weights.numpy(),
+            "x_centre": self.scaler_.centre, "x_scale": self.scaler_.scale,
+            "y_centre": self.target_.centre, "y_scale": self.target_.scale,
+        }  # fmt: skip
+        return values, arrays
+
+    def _restore(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        self.kernel_ = from_spec(values["kernel"]).requires_grad_(False)
+        setattr(self, f"{self._noise_name}_", float(values["noise"]))
+        self.plan_ = planning.Plan(**values["plan"])
+        self.n_features_in_ = int(values["columns"])
+        if values["names"]:
+            self.feature_names_in_ = np.array(values["names"], dtype=object)
+        self._points, self._weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
+        self.scaler_ = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
+        self.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
+        self._factor = None
+
+    def _conformal(self, x: Tensor, scaled: Tensor) -> None:
+        """Intervals from the predictions of rows by fits without them."""
+        left = self._left_out.numpy()
+        self.conformal_ = LocalConformal(scale=False, random_state=0).fit(self._local(x, left), scaled.numpy() - left)
+        del self._left_out

@@ -1,0 +1,47 @@
+"""Probabilities from scores: a multinomial logistic map with one temperature and a bias for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+WEIGHT = 1.0  # strength of the prior, in rows: few rows give modest probabilities
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """p = softmax(temperature * scores + bias): scores n c -> n c."""
+
+    temperature: float
+    bias: np.ndarray
+
+    @classmethod
+    def fit(cls, scores: np.ndarray, codes: np.ndarray) -> Calibration:
+        """The map of least log loss on scores of rows that the classifier did not see. codes: 0 .. c - 1.
+
+        Source [guo2017, sec. 4.2], [platt1999].
+        """
+        n, c = scores.shape
+        one = np.eye(c)[codes]
+
+        def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            t, bias = np.exp(theta[0]), theta[1:]
+            logits = t * scores + bias
+            wrong = softmax(logits, 1) - one
+            value = -float(log_softmax(logits, 1)[np.arange(n), codes].sum())
+            slope = np.concatenate([[t * float((wrong * scores).sum())], wrong.sum(0)])
+            prior = WEIGHT * np.concatenate([[theta[0] - 1.0], bias])
+            return value + 0.5 * float(prior @ np.concatenate([[theta[0] - 1.0], bias])), slope + prior
+
+        found = minimize(loss, np.concatenate([[1.0], np.zeros(c)]), jac=True, method="L-BFGS-B")
+        return cls(float(np.exp(found.x[0])), found.x[1:])
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """temperature * scores + bias."""
+        return self.temperature * scores + self.bias
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return softmax(self.logits(scores), 1)

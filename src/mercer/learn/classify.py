@@ -1,0 +1,95 @@
+"""KernelClassifier: kernel ridge on class membership, calibrated on left-out scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from mercer.errors import DataError
+from mercer.learn.base import KernelEstimator
+from mercer.learn.calibrate import Calibration
+from mercer.learn.regress import as_given
+
+
+class KernelClassifier(ClassifierMixin, KernelEstimator):
+    """Kernel classifier with calibrated probabilities: least squares on class membership, then a logistic map.
+
+    The map from scores to probabilities is fitted to leave-one-out (above 5,000 rows: out-of-fold) scores, so that
+    a stated chance of 80 % comes true 80 % of the time. All parameters as in KernelRidge.
+    Fitted: classes_, kernel_, alpha_, plan_, calibration_. Cost: that of KernelRidge with one output for each class.
+    Source [rasmussen2006, sec. 6.5], [guo2017, sec. 4.2].
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        alpha: float | None = None,
+        *,
+        learn: bool = True,
+        standardize: bool | None = None,
+        time_budget: float | None = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.alpha, self.learn, self.standardize = kernel, alpha, learn, standardize
+        self.time_budget, self.progress, self.random_state = time_budget, progress, random_state
+
+    def fit(self, X: Any, y: Any) -> KernelClassifier:
+        """Learn from X: n d and labels y: n. Raises DataError when there is one class only."""
+        self._check()
+        table, y = self._read(X, y, reset=True, classes=True)
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least two")
+        one = np.eye(len(self.classes_))[codes]
+        self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
+        self.calibration_ = Calibration.fit(self._spread(self._left_out.numpy()), codes)
+        del self._left_out
+        return self
+
+    def _spread(self, scores: np.ndarray) -> np.ndarray:
+        """One score for each class, in units of membership."""
+        found = self.target_.back(scores)
+        return np.concatenate([-found, found], 1) if found.shape[1] == 1 else found
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self, "kernel_")
+        table, _ = self._read(X, reset=False)
+        return self.calibration_.logits(self._spread(self._scores(self.scaler_(table))))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> Any:
+        """Probabilities of classes_, `n c`; torch in, torch out."""
+        logits = self._logits(X)
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        return as_given(X, weights / weights.sum(1, keepdims=True))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likeliest label of each row, `n`."""
+        return self.classes_[self._logits(X).argmax(1)]
+
+    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""
+        check_is_fitted(self, "kernel_")
+        values, arrays = self._state()
+        values |= {"classes": self.classes_.tolist(), "temperature": self.calibration_.temperature}
+        return values, arrays | {"bias": self.calibration_.bias}
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> KernelClassifier:
+        """The fitted model that `get_state` described; constructor arguments are the defaults."""
+        found = cls()
+        found._restore(values, arrays)
+        found.classes_ = np.array(values["classes"])
+        found.calibration_ = Calibration(float(values["temperature"]), np.array(arrays["bias"]))
+        return found

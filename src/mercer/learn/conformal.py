@@ -1,0 +1,155 @@
+"""LocalConformal: intervals from out-of-fold residuals, wider where residuals are larger."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from mercer.errors import DataError, ShapeError
+from mercer.learn.table import Scaler, plain, refuse_gaps
+
+ROWS = 800  # from which the local scale is learned
+KEPT = 20_000  # scores kept
+WIDTHS, RIDGES, SHRINK = (0.5, 1.0, 2.0, 4.0), (0.3, 1.0, 3.0, 10.0, 30.0), (0.0, 0.5, 1.0)
+WIDEST = 20.0  # no place is believed to be this many times noisier or quieter than the middle
+
+
+def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    centre = b.mean(0)
+    return torch.cdist(a - centre, b - centre).square()
+
+
+def _table(x: Any) -> np.ndarray:
+    table = np.asarray(plain(x), dtype=np.float64)
+    return table[:, None] if table.ndim == 1 else table
+
+
+class LocalConformal:
+    """Prediction intervals of locally varying width that hold the truth as often as promised.
+
+    interval = prediction -+ q s(x): s is a kernel ridge of log |residual| on up to 800 rows, its smoothness chosen
+    by leave-one-out; q is the conformal quantile of |residual| / s. Where s does not help it is a constant.
+    scale: put columns on a robust common scale first. random_state: of the rows that s is learned from.
+    Error: coverage is coverage -+ 1 / (n + 1) on average for exchangeable rows, s apart. Infinite width when
+    n is too small for the coverage. Source [lei2018, sec. 5.2], [vovk2005].
+    """
+
+    def __init__(self, scale: bool = True, random_state: int | None = 0):
+        self.scale, self.random_state = scale, random_state
+
+    def fit(self, x: Any, residuals: Any) -> LocalConformal:
+        """x: n d; residuals: n or n c, true minus predicted, of rows that the predictor did not see."""
+        table, wrong = _table(x), _table(residuals)
+        if len(table) != len(wrong) or not len(wrong):
+            raise ShapeError(
+                f"LocalConformal.fit: {len(table)} rows of x, {len(wrong)} residuals; expected as many, and > 0"
+            )
+        refuse_gaps(table, "x")
+        refuse_gaps(wrong, "residuals")
+        self.scaler = Scaler.fit(table) if self.scale else Scaler.identity(table.shape[1])
+        z = self.scaler(table)
+        random = np.random.default_rng(self.random_state)
+        rows = np.sort(random.permutation(len(z))[:ROWS])
+        self.points, target = z[rows], torch.from_numpy(np.log(np.abs(wrong) + self._floor(wrong)))
+        self.middle = target.mean(0)
+        self._smooth(target[rows] - self.middle)
+        local = self._log_scale(z)
+        local[rows] = self._left_out
+        kept = random.permutation(len(z))[:KEPT]
+        self._choose(local[kept].numpy(), wrong[kept])
+        return self
+
+    @staticmethod
+    def _floor(wrong: np.ndarray) -> np.ndarray:
+        return 1e-3 * np.abs(wrong).mean(0) + 1e-300
+
+    def _smooth(self, t: torch.Tensor) -> None:
+        """Lengthscale and ridge of the least leave-one-out error, for each a few values."""
+        n = len(t)
+        distance = _squared(self.points, self.points)
+        self.unit = float(distance.sum() / max(n * (n - 1), 1)) or 1.0
+        best = math.inf
+        for width in WIDTHS:
+            values, vectors = torch.linalg.eigh(torch.exp(-0.5 * distance / (width**2 * self.unit)))
+            turned = vectors.mT @ t
+            for ridge in RIDGES:
+                gain = 1 / (values.clamp_min(0) + ridge)
+                weights = vectors @ (gain[:, None] * turned)
+                left_out = t - weights / (vectors.square() @ gain)[:, None]
+                error = float((t - left_out).square().mean())
+                if error < best:
+                    best, self.width, self.weights, self._left_out = error, width, weights, left_out
+
+    def _log_scale(self, z: torch.Tensor) -> torch.Tensor:
+        found = []
+        for part in z.split(8192):
+            near = torch.exp(-0.5 * _squared(part, self.points) / (self.width**2 * self.unit))
+            found.append(near @ self.weights)
+        return torch.cat(found) if found else torch.zeros(0, self.weights.shape[1], dtype=torch.float64)
+
+    def _choose(self, local: np.ndarray, wrong: np.ndarray) -> None:
+        """How far to trust the local scale: the least interval score at 90 %, output by output."""
+        limit = math.log(WIDEST)
+        shrink, scores = [], []
+        for c in range(wrong.shape[1]):
+            best = (math.inf, 0.0, np.sort(wrong[:, c]))
+            for share in SHRINK:
+                s = np.exp(np.clip(share * local[:, c], -limit, limit))
+                q = float(np.quantile(np.abs(wrong[:, c]) / s, 0.9))
+                excess = np.maximum(np.abs(wrong[:, c]) - q * s, 0)
+                score = float(np.mean(2 * q * s + 20 * excess))
+                if score < best[0] * (0.995 if share else 1.0):
+                    best = (score, share, np.sort(wrong[:, c] / s))
+            shrink.append(best[1])
+            scores.append(best[2])
+        self.shrink, self.scores = np.array(shrink), np.stack(scores, 1)
+
+    def spread(self, x: Any) -> np.ndarray:
+        """s(x), `n c`: how noisy each place is, relative to the middle."""
+        if not hasattr(self, "scores"):
+            raise DataError("LocalConformal is not fitted: call fit(x, residuals) first")
+        table = _table(x)
+        refuse_gaps(table, "x")
+        limit = math.log(WIDEST)
+        return np.exp(np.clip(self.shrink * self._log_scale(self.scaler(table)).numpy(), -limit, limit))
+
+    def interval(self, prediction: Any, x: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """(lower, upper) around predictions, of their shape. coverage: in (0, 1)."""
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage is {coverage}; expected a number between 0 and 1, such as 0.9")
+        middle = np.asarray(plain(prediction), dtype=np.float64)
+        n = len(self.scores)
+        place = math.ceil((n + 1) * coverage)
+        size = np.sort(np.abs(self.scores), 0)
+        q = size[place - 1] if place <= n else np.full(size.shape[1], np.inf)
+        half = (q * self.spread(x)).reshape(middle.shape)
+        return middle - half, middle + half
+
+    def pit(self, prediction: Any, x: Any, true: Any) -> np.ndarray:
+        """Where the truth falls in its predicted distribution, 0 to 1, of the shape of `true`."""
+        true = np.asarray(plain(true), dtype=np.float64)
+        wrong = (true - np.asarray(plain(prediction), dtype=np.float64)).reshape(len(true), -1) / self.spread(x)
+        n = len(self.scores)
+        found = [np.searchsorted(self.scores[:, c], wrong[:, c], side="right") for c in range(wrong.shape[1])]
+        return ((np.stack(found, 1) + 0.5) / (n + 1)).reshape(true.shape)
+
+    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(JSON-able values, arrays) from which `from_state` makes the same object."""
+        values = {"scale": self.scale, "width": self.width, "unit": self.unit}
+        arrays = {"points": self.points.numpy(), "weights": self.weights.numpy(), "scores": self.scores}
+        return values, {
+            **arrays, "shrink": self.shrink, "centre": self.scaler.centre, "deviation": self.scaler.scale
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalConformal:
+        """The object that `get_state` described."""
+        found = cls(bool(values["scale"]))
+        found.width, found.unit = float(values["width"]), float(values["unit"])
+        found.points, found.weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
+        found.scores, found.shrink = np.array(arrays["scores"]), np.array(arrays["shrink"])
+        found.scaler = Scaler(np.array(arrays["centre"]), np.array(arrays["deviation"]))
+        return found

@@ -1,0 +1,151 @@
+"""The border of the learners: tables in, finite float64 out, columns and targets on a common scale."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import validate_data
+
+from mercer.errors import DataError, MercerWarning, OutlierWarning
+
+TAIL = 4.0  # robust deviations beyond which a coordinate grows like a logarithm
+FAR, GAP = 100.0, 30.0  # an outlier lies this many deviations out, and this many times further than all others
+FLOAT32_EXACT = 2.0**24
+
+
+def plain(data: Any) -> Any:
+    """A torch tensor as a numpy array; anything else as it is."""
+    return data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data
+
+
+def refuse_gaps(table: np.ndarray, what: str, names: np.ndarray | None = None) -> None:
+    """Raise DataError naming the first row and column that is NaN or infinite."""
+    if np.isfinite(table.sum()) or np.isfinite(table).all():  # the sum is cheap; the mask decides
+        return
+    row, column = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
+    found = "NaN" if np.isnan(table[row, column]) else "infinity"
+    label = f" ({names[column]!r})" if names is not None else ""
+    raise DataError(
+        f"{what} holds {found} at row {row}, column {column}{label}; fill or drop it (mercer fit fills gaps by itself)"
+    )
+
+
+def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
+    """(X as float64 `n d`, y as it came in numpy), checked the scikit-learn way and for gaps, with places named."""
+    options = {"dtype": [np.float64, np.float32], "ensure_all_finite": False, "reset": reset}
+    x, y = plain(x), plain(y)
+    if y is None:
+        table = validate_data(estimator, x, **options)
+    else:
+        check = {"ensure_all_finite": False, "dtype": None, "ensure_2d": False} if classes else None
+        if classes:
+            table, y = validate_data(estimator, x, y, validate_separately=(options_x(options), check), reset=reset)
+        else:
+            table, y = validate_data(estimator, x, y, multi_output=True, y_numeric=True, **options)
+    names = getattr(estimator, "feature_names_in_", None)
+    refuse_gaps(table, "X", names)
+    if y is not None and not classes:
+        refuse_gaps(np.asarray(y, dtype=np.float64).reshape(len(table), -1), "y")
+    if reset and table.dtype == np.float32:
+        _warn_coarse(table, names)
+    return table.astype(np.float64), y
+
+
+def options_x(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of one array out of those of a call."""
+    return {key: value for key, value in options.items() if key != "reset"}
+
+
+def _warn_coarse(table: np.ndarray, names: np.ndarray | None) -> None:
+    """Whole numbers above 2^24 in float32 have lost their last digits before they reach us: say so."""
+    top = np.abs(table).max(0).astype(np.float64)
+    spread = table.astype(np.float64).std(0)
+    for column in np.flatnonzero((top > FLOAT32_EXACT) & (spread < top / 16)):
+        label = f" ({names[column]!r})" if names is not None else ""
+        message = (
+            f"column {column}{label} reaches {top[column]:.3g} in float32, which cannot tell neighbours apart there"
+        )
+        warnings.warn(MercerWarning(f"{message}; pass it as float64 or subtract an offset"), stacklevel=4)
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Columns to robust deviations from the median, tails beyond 4 deviations pressed to a logarithm."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, table: np.ndarray) -> Scaler:
+        """Median and interquartile range / 1.349; the standard deviation or half the range where that is zero."""
+        low, centre, high = np.percentile(table, [25, 50, 75], axis=0)
+        scale = (high - low) / 1.349
+        top, bottom = table.max(0), table.min(0)
+        spread = np.sqrt(np.mean(np.square((table - centre) / np.where(top > bottom, top - bottom, 1.0)), 0))
+        spread = spread * (top - bottom)
+        two = np.all((table == top) | (table == bottom), axis=0)
+        scale = np.where(two, (top - bottom) / 2, np.where(scale > 0, scale, spread))
+        tiny = scale <= 4 * np.finfo(np.float64).eps * np.maximum(np.abs(top), np.abs(bottom))
+        return cls(centre, np.where(tiny, 1.0, scale))
+
+    @classmethod
+    def identity(cls, d: int) -> Scaler:
+        """No change at all, marked by scale = infinity so that tails stay too."""
+        return cls(np.zeros(d), np.full(d, np.inf))
+
+    def __call__(self, table: np.ndarray) -> torch.Tensor:
+        if np.isinf(self.scale).any():
+            return torch.from_numpy(np.ascontiguousarray(table, dtype=np.float64))
+        z = (table - self.centre) / self.scale
+        far = np.maximum(np.abs(z) - TAIL, 0.0)
+        return torch.from_numpy(np.ascontiguousarray(np.clip(z, -TAIL, TAIL) + np.sign(z) * np.log1p(far)))
+
+
+@dataclass(frozen=True)
+class Target:
+    """y to mean 0 and deviation 1 for each output, `n c`, and back."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, y: np.ndarray, standardize: bool = True) -> tuple[Target, torch.Tensor]:
+        """(the scale, scaled y) of y: n c; gross isolated outliers are clipped with OutlierWarning."""
+        if not standardize:
+            return cls(np.zeros(y.shape[1]), np.ones(y.shape[1])), torch.from_numpy(y.copy())
+        y = np.stack([_clip(column, i) for i, column in enumerate(y.T)], 1)
+        centre = y.mean(0)
+        scale = np.sqrt(np.mean(np.square(y - centre), 0))
+        tiny = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max(0)
+        scale = np.where(tiny, 1.0, scale)
+        found = cls(centre, scale)
+        return found, torch.from_numpy(np.where(tiny, 0.0, (y - centre) / scale))
+
+    def back(self, scaled: np.ndarray) -> np.ndarray:
+        """Predictions in the units of y."""
+        return self.centre + self.scale * scaled
+
+
+def _clip(y: np.ndarray, column: int) -> np.ndarray:
+    low, centre, high = np.percentile(y, [25, 50, 75])
+    scale = (high - low) / 1.349
+    if scale <= 0 or len(y) < 8:
+        return y
+    size = np.abs(y - centre) / scale
+    order = np.sort(size)
+    jumps = np.flatnonzero((order[1:] > FAR) & (order[1:] > GAP * np.maximum(order[:-1], 1.0)))
+    jumps = jumps[jumps + 1 >= 0.98 * len(y)]  # a crowd beyond a gap is not an outlier
+    if not len(jumps):
+        return y
+    limit = order[jumps[0]]
+    out = np.flatnonzero(size > limit)
+    shown = ", ".join(f"{y[i]:.4g} at row {i}" for i in out[:3])
+    message = (
+        f"y (output {column}) holds {len(out)} value(s) far beyond all others ({shown}); clipped to the largest other"
+    )
+    warnings.warn(OutlierWarning(f"{message}; remove or correct them to silence this"), stacklevel=5)
+    return np.clip(y, centre - limit * scale, centre + limit * scale)
