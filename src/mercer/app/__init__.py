@@ -1,0 +1,1 @@
+"""The command line: a table in; predictions with bands, a model folder and a report out."""

@@ -1,0 +1,59 @@
+"""The model card: what the model is, how good it is, and what it must not be used for, in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mercer.app.scores import NAMES
+from mercer.app.words import number, percent, shown
+
+
+def _safe(text: object) -> str:
+    cleaned = shown(text, 60)
+    for mark in "\\`*_{}[]<>()#|!&":
+        cleaned = cleaned.replace(
+            mark, f"\\{mark}" if mark not in "<>&" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}[mark]
+        )
+    return cleaned
+
+
+def _target(target: dict[str, Any]) -> list[str]:
+    lines = [f"## Target {_safe(target['name'])} ({target['task']})", "", "| model | " + " | ".join(
+        NAMES[key] for key in target["leaderboard"][0]["scores"]) + " |"]  # fmt: skip
+    lines.append("|---|" + "---|" * len(target["leaderboard"][0]["scores"]))
+    for row in target["leaderboard"]:
+        values = [number(row["scores"].get(key)) for key in target["leaderboard"][0]["scores"]]
+        lines.append(f"| {row['name']} | " + " | ".join(values) + " |")
+    held = target["coverage"]
+    what = "bands" if target["task"] == "regression" else "sets"
+    lines += [
+        "",
+        f"90 % {what} held {percent(held['measured'])} of {held['rows']:,} rows that did not calibrate them.",
+        "",
+    ]
+    return lines
+
+
+def write_card(facts: dict[str, Any]) -> str:
+    """The card of a fit."""
+    table = facts["table"]
+    lines = [
+        f"# Model of {_safe(table['name'])}", "", facts["verdict"], "",
+        f"- made by mercer {facts['versions']['mercer']} from {table['rows']:,} rows (SHA-256 `{table['sha256']}`)",
+        f"- trained on {facts['rows_trained']:,} rows, {len(facts['columns'])} columns read, seed {facts['settings']['seed']}",
+        *(f"- {_safe_sentence(s)}" for s in facts["algorithms"]), "",
+    ]  # fmt: skip
+    for target in facts["targets"]:
+        lines += _target(target)
+    lines += [
+        "## Limits", "",
+        "- Scores and coverage hold for new rows drawn like the training rows; they say nothing on rows unlike them.",
+        "- Far from all training rows predictions return to the mean of the target.",
+        "- What a column does to the prediction is not what changing it would do in the world.",
+        *(f"- {_safe_sentence(s)}" for s in facts["notes"]), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _safe_sentence(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'").replace("|", "\\|")

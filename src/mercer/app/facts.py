@@ -1,0 +1,194 @@
+"""The facts of a run as plain JSON: what run.json holds, and the report, the card and the terminal say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mercer.app.bands import LEVELS, Measured
+from mercer.app.columns import Column
+from mercer.app.fitting import Outcome
+from mercer.app.frame import Frame, Note
+from mercer.app.oof import Judged
+from mercer.app.scores import MAIN, NAMES, score, spread
+from mercer.app.targets import Target
+from mercer.app.words import count, fixed, listed, number, percent, shown
+
+_KINDS = {"number": "number", "flag": "true/false", "date": "date", "text": "text"}
+
+
+def finite(value: Any) -> Any:
+    """JSON without NaN or infinity (None instead) and without numpy's own types."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _day(seconds: float) -> str:
+    moment = pd.to_datetime(seconds, unit="s", errors="coerce")
+    return "out of range" if pd.isna(moment) else f"{moment:%d %b %Y}"
+
+
+def summary(column: Column) -> str:
+    """The values of a column in a few words."""
+    present = column.values[~column.missing]
+    if len(present) == 0:
+        return "none"
+    if column.kind == "text":
+        top = pd.Series(present, dtype=object).value_counts()
+        return f"most often {shown(top.index[0], 24)} ({percent(top.iloc[0] / len(present), 0)})"
+    if column.kind == "flag":
+        return f"true in {percent(float(present.mean()), 0)}"
+    low, middle, high = np.quantile(present, [0, 0.5, 1])
+    if column.kind == "date":
+        return f"{_day(low)} to {_day(high)}"
+    return f"{number(low)} to {number(high)}, median {number(middle)}"
+
+
+def columns(frame: Frame, notes: Sequence[Note], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One entry for each column of the file that is not a target, in the order of the file."""
+    told = {n.column: n for n in notes}
+    kept = {c.name: c for c in frame.columns}
+    found = []
+    for name in names:
+        note, column = told.get(name), kept.get(name)
+        text = (f"dropped: {note.text}" if note.dropped else note.text) if note else ""
+        entry: dict[str, Any] = {"name": name, "note": text, "used": column is not None}
+        if column is None:
+            entry |= {"kind": "not used", "distinct": 0, "missing": 0.0, "summary": ""}
+        else:
+            distinct = len(pd.unique(column.values[~column.missing]))
+            missing = float(column.missing.mean())
+            entry |= {"kind": _KINDS[column.kind], "distinct": distinct, "missing": missing, "summary": summary(column)}
+        found.append(entry)
+    return found
+
+
+def _about(frame: Frame, row: int, order: Sequence[int]) -> str:
+    parts = []
+    for place in list(order)[:3]:
+        column = frame.columns[place]
+        value = column.values[row]
+        if column.missing[row]:
+            text = "missing"
+        elif column.kind == "date":
+            text = _day(value)
+        else:
+            text = (
+                shown(value, 20)
+                if column.kind == "text"
+                else ("true" if value else "false")
+                if column.kind == "flag"
+                else number(value)
+            )
+        parts.append(f"{shown(column.name, 20)} {text}")
+    return ", ".join(parts)
+
+
+def worst(
+    target: Target, judged: Judged, frame: Frame, numbers: np.ndarray, order: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The ten rows it got most wrong. frame: the judged rows; numbers: theirs in the file, from 1."""
+    if target.task == "regression":
+        bad = np.argsort(-np.abs(judged.true - judged.found))[:10]
+        return [
+            {"row": int(numbers[i]), "true": judged.true[i], "found": judged.found[i], "low": judged.low[i],
+             "high": judged.high[i], "about": _about(frame, int(i), order)}
+            for i in bad
+        ]  # fmt: skip
+    own = judged.chances[np.arange(len(judged.true)), judged.true.astype(int)]
+    return [
+        {"row": int(numbers[i]), "true": target.classes[int(judged.true[i])], "found": target.classes[int(judged.found[i])],
+         "chance": own[i], "about": _about(frame, int(i), order)}
+        for i in np.argsort(own)[:10]
+    ]  # fmt: skip
+
+
+def _errors(target: Target, found: np.ndarray) -> list[float]:
+    """101 quantiles of the size of the error, or of one minus the chance given to the truth."""
+    if target.task == "regression":
+        size = np.abs(target.values - found)
+    else:
+        size = 1 - found[np.arange(len(found)), target.values]
+    return np.quantile(size, np.linspace(0, 1, 101)).tolist()
+
+
+def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]]:
+    """mercer first, then each yardstick, best first; each scored on the rows that it predicted."""
+    board = []
+    for name, every in {"mercer": outcome.found, **outcome.others}.items():
+        found = every[i]
+        rows = np.flatnonzero(np.isfinite(found if found.ndim == 1 else found[:, 0]))
+        if len(rows) < 2:
+            continue
+        known, values = target.take(rows), found[rows]
+        seconds = outcome.seconds.get(name, outcome.seconds.get("folds", 0.0) if name == "mercer" else 0.0)
+        share = len(rows) / len(outcome.judged())
+        part = "" if share == 1 else f" ({percent(share, 0)} of the rows)"
+        error = spread(known, values, outcome.folds[rows])
+        board.append({
+            "name": name + part, "scores": score(known, values), "error": error, "rows": len(rows), "seconds": seconds,
+            "errors": _errors(known, values),
+        })  # fmt: skip
+    return board[:1] + sorted(board[1:], key=lambda row: -row["scores"][MAIN[target.task]])
+
+
+def coverage(target: Target, measured: Measured) -> dict[str, Any]:
+    """What the 90 % bands or sets held."""
+    size = (
+        f"the median band is {number(measured.size)} wide"
+        if target.task == "regression"
+        else f"a set has {number(measured.size)} classes on average"
+    )
+    curve = {"nominal": LEVELS.tolist(), "measured": measured.curve}
+    return {
+        "nominal": 0.9,
+        "measured": float(measured.inside.mean()),
+        "rows": len(measured.inside),
+        "size": size,
+        "curve": curve,
+    }
+
+
+def _against(ours: float, rival: dict[str, Any], main: str) -> str:
+    gap = ours - rival["scores"][main]
+    tie = max(rival.get("error") or 0.0, 0.002)
+    verb = "level with" if abs(gap) <= tie else f"{abs(gap):.3f} {'ahead of' if gap > 0 else 'behind'}"
+    return f"{verb} {rival['name']} ({fixed(rival['scores'][main])})"
+
+
+def verdict(targets: Sequence[dict[str, Any]], folds: int) -> str:
+    """The result in a sentence for each target."""
+    parts = []
+    for target in targets:
+        main, board = MAIN[target["task"]], target["leaderboard"]
+        ours, held = board[0], target["coverage"]
+        error = f" ± {ours['error']:.3f}" if ours["error"] is not None and math.isfinite(ours["error"]) else ""
+        rivals = [_against(ours["scores"][main], r, main) for r in board[1:]]
+        lead = f"{shown(target['name'], 30)}: " if len(targets) > 1 else ""
+        what = "bands" if target["task"] == "regression" else "sets of classes"
+        beside = f", {'; '.join(rivals)}" if rivals else ""
+        parts.append(
+            f"{lead}{NAMES[main]} {fixed(ours['scores'][main])}{error} on rows it had not seen ({count(folds, 'fold')}){beside}. "
+            f"90 % {what} held {percent(held['measured'])} of the truth."
+        )
+    return " ".join(parts)
+
+
+def data_sentence(frame: Frame, notes: Sequence[Note], total: int) -> str:
+    """Rows and columns used, in a sentence."""
+    kinds = [c.kind for c in frame.columns]
+    parts = [count(kinds.count(k), word, many) for k, word, many in
+             (("number", "number", None), ("flag", "true/false column", None), ("date", "date", None), ("text", "category or text column", None)) if k in kinds]  # fmt: skip
+    rows = f"All {count(total, 'row')}" if frame.rows == total else f"{count(frame.rows, 'row')} of {total:,}"
+    text = f"{rows} were used, with {count(len(kinds), 'column')}: {', '.join(parts)}."
+    dropped = [n.column for n in notes if n.dropped]
+    return text + (f" Not used: {listed(dropped)}." if dropped else "")

@@ -1,0 +1,169 @@
+"""From a table to a trained model: folds for an honest judgement, yardsticks on the same folds, then all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from mercer.app.baselines import Fold, baselines
+from mercer.app.exits import Interrupted
+from mercer.app.frame import Frame, TableEncoder
+from mercer.app.heads import Head, fit_head, groups, predict, stopped
+from mercer.app.progress import Watch
+from mercer.app.targets import Target
+
+FOLDS = 5
+_REPORT_SHARE, _BASELINE_SHARE = 0.15, 0.2  # of the time budget
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A table encoder and the learners on its coordinates."""
+
+    encoder: TableEncoder
+    heads: list[Head]
+    classes: list[int]
+
+    def predict(self, frame: Frame) -> list[np.ndarray]:
+        """For each target n numbers, or n x classes chances."""
+        return predict(self.heads, self.classes, self.encoder.encode(frame))
+
+
+@dataclass
+class Outcome:
+    """What a fit has reached so far. folds: n, the fold that predicted each row, -1 where none has.
+
+    found, others: out-of-fold predictions of mercer and of each yardstick, NaN where there are none.
+    best: the latest model; rows: how many rows it was trained on; held: the rows that `judge` did not see.
+    """
+
+    folds: np.ndarray
+    found: list[np.ndarray]
+    others: dict[str, list[np.ndarray]]
+    best: Trained | None = None
+    rows: int = 0
+    judge: Trained | None = None
+    held: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
+    interrupted: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def judged(self) -> np.ndarray:
+        """The rows that have out-of-fold predictions."""
+        return np.flatnonzero(self.folds >= 0)
+
+    def spent(self, what: str, seconds: float) -> None:
+        """Add to the time spent on something."""
+        self.seconds[what] = round(self.seconds.get(what, 0.0) + seconds, 3)
+
+
+def _empty(targets: Sequence[Target]) -> list[np.ndarray]:
+    return [np.full((len(t.values), len(t.classes)) if t.classes else len(t.values), np.nan) for t in targets]
+
+
+def goal(targets: Sequence[Target]) -> np.ndarray:
+    """All targets as one standardised matrix, n x t."""
+    return np.hstack([t.matrix() for t in targets])
+
+
+def split(targets: Sequence[Target], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training rows, test rows) of each fold; classes are spread evenly where there are any."""
+    n = len(targets[0].values)
+    folds = min(folds, n // 2)
+    shuffled = {"n_splits": folds, "shuffle": True, "random_state": seed}
+    first = next((t for t in targets if t.classes), None)
+    if first is not None and np.bincount(first.values).max() >= folds:
+        rare = np.bincount(first.values) < folds  # too few rows to spread: they go where they fall
+        codes = np.where(rare[first.values], int(np.argmax(np.bincount(first.values))), first.values)
+        return list(StratifiedKFold(**shuffled).split(codes, codes))
+    return list(KFold(**shuffled).split(np.arange(n)))
+
+
+def train(frame: Frame, targets: Sequence[Target], seconds: float, seed: int) -> tuple[Trained, np.ndarray]:
+    """A model of these rows, and their coordinates."""
+    encoder, x = TableEncoder.fit(frame, goal(targets), seed)
+    parts = groups([t.task for t in targets])
+    heads = [fit_head(members, targets, x, seconds / len(parts), seed) for members in parts]
+    return Trained(encoder, heads, [len(t.classes) for t in targets]), x
+
+
+def _compare(
+    outcome: Outcome, fold: Fold, targets: Sequence[Target], test: np.ndarray, watch: Watch, folds_left: int
+) -> None:
+    """Yardsticks on one fold; one that would take more than its share of the time left is not tried again."""
+    for name, run in baselines().items():
+        before, spent = watch.elapsed(), outcome.seconds.get(name, 0.0)
+        done = len(outcome.judged()) and name in outcome.seconds
+        if done and spent / max(FOLDS - folds_left, 1) > _BASELINE_SHARE * watch.left() / folds_left:
+            continue
+        for i, target in enumerate(targets):
+            outcome.others[name][i][test] = run(fold, target)
+        outcome.spent(name, watch.elapsed() - before)
+
+
+def _fold(
+    outcome: Outcome,
+    frame: Frame,
+    targets: Sequence[Target],
+    rows: tuple,
+    seconds: float,
+    seed: int,
+    watch: Watch,
+    k: int,
+) -> None:
+    training, test = rows
+    before = watch.elapsed()
+    inside, outside = frame.take(training), frame.take(test)
+    goals = [t.take(training) for t in targets]
+    trained, x = train(inside, goals, seconds, seed)
+    z = trained.encoder.encode(outside)
+    found = predict(trained.heads, trained.classes, z)
+    outcome.spent("folds", watch.elapsed() - before)
+    for i, values in enumerate(found):
+        outcome.found[i][test] = values
+    outcome.folds[test] = k
+    outcome.best = outcome.judge = trained
+    outcome.rows, outcome.held = len(training), test
+    _compare(outcome, Fold(x, inside, z, outside, seed), goals, test, watch, max(FOLDS - k, 1))
+
+
+def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds: int = FOLDS) -> Outcome:
+    """Judge on folds, then train on all rows, within the time of `watch`; Ctrl-C keeps the best so far.
+
+    Raises Interrupted where it is stopped before the first fold is done.
+    """
+    outcome = Outcome(np.full(frame.rows, -1), _empty(targets), {name: _empty(targets) for name in baselines()})
+    splits = split(targets, folds, seed)
+    for_report = _REPORT_SHARE * (watch.seconds or 0.0)
+    try:
+        for k, rows in enumerate(splits):
+            watch.stage(f"fold {k + 1} of {len(splits)}")
+            fits_left = len(splits) - k + 1
+            left = watch.left() - for_report
+            slowest = outcome.seconds.get("folds", 0.0) / max(k, 1)
+            if k and left < 2 * slowest:
+                outcome.notes.append(f"the time budget allowed {k} of {len(splits)} folds")
+                break
+            share = left / fits_left * (1 - _BASELINE_SHARE) if np.isfinite(left) else 30.0
+            _fold(outcome, frame, targets, rows, max(share, 0.5), seed, watch, k)
+            watch.advance()
+            if outcome.best is not None and any(stopped(head) for head in outcome.best.heads):
+                raise KeyboardInterrupt
+        watch.stage("all rows")
+        before = watch.elapsed()
+        left = watch.left() - for_report
+        outcome.best, _ = train(frame, targets, max(left, 0.5) if np.isfinite(left) else 30.0, seed)
+        outcome.rows = frame.rows
+        outcome.spent("all rows", watch.elapsed() - before)
+        watch.advance()
+    except KeyboardInterrupt:
+        if outcome.best is None:
+            raise Interrupted(
+                "interrupted before the first fold was done: there is nothing to keep, nothing was written"
+            ) from None
+        outcome.interrupted = True
+        outcome.notes.append(f"interrupted: this model was trained on {outcome.rows:,} of {frame.rows:,} rows")
+    return outcome

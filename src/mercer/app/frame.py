@@ -1,0 +1,189 @@
+"""A whole table as plain columns, what is wrong with it, and its fitted map to coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mercer.app.columns import Column, as_kind, refined, to_column
+from mercer.app.encoders import Encoder, LevelEncoder, MeanEncoder, NumberEncoder, fit_encoder, from_state, to_state
+from mercer.app.words import closest, count, listed, shown
+from mercer.errors import DataError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Columns of equal length, in the order of the file."""
+
+    columns: list[Column]
+    rows: int
+
+    def take(self, rows: np.ndarray) -> Frame:
+        """The same columns on the chosen rows."""
+        return Frame([c.take(rows) for c in self.columns], len(rows))
+
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        return [c.name for c in self.columns]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about a column that the user should know. dropped: it is not used."""
+
+    column: str
+    text: str
+    dropped: bool
+
+
+def training_frame(table: pa.Table, without: Sequence[str]) -> tuple[Frame, list[Note]]:
+    """Every usable column except the targets, and notes on those that are not used."""
+    kept, notes, seen = [], [], {}
+    for name in table.column_names:
+        if name in without:
+            continue
+        column = to_column(name, table.column(name))
+        if column is None:
+            notes.append(Note(name, f"holds {table.schema.field(name).type}, which has no plain form", True))
+            continue
+        column = refined(column)
+        empty = column.missing
+        distinct = len(pd.unique(column.values[~empty]))
+        if empty.all():
+            notes.append(Note(name, "is empty", True))
+        elif distinct == 1 and not empty.any():
+            notes.append(Note(name, f"is constant: always '{shown(column.values[0], 20)}'", True))
+        else:
+            key = (column.kind, pd.util.hash_array(column.values).tobytes())
+            if key in seen:
+                notes.append(Note(name, f"repeats column '{shown(seen[key])}'", True))
+            else:
+                seen[key] = name
+                kept.append(column)
+    return Frame(kept, table.num_rows), notes
+
+
+def suspicious(frame: Frame, target: np.ndarray) -> list[Note]:
+    """Columns that give the target away, and columns that only number the rows. target: n x t, standardised."""
+    notes = []
+    for column in frame.columns:
+        present = ~column.missing
+        if present.sum() < 10:
+            continue
+        values = column.values[present]
+        if column.kind != "text":
+            ranks, goals = pd.Series(values).rank().to_numpy(), pd.DataFrame(target[present]).rank().to_numpy()
+            spread = ranks.std() * goals.std(axis=0)
+            inner = ((ranks - ranks.mean())[:, None] * (goals - goals.mean(0))).mean(0)
+            match = float(np.abs(inner / np.maximum(spread, 1e-12)).max())
+            if match > 0.999:
+                notes.append(Note(column.name, f"may give the target away: rank correlation {match:.4f}", False))
+            step = np.diff(np.sort(values))
+            if len(values) > 50 and column.kind == "number" and (step == 1).all():
+                notes.append(Note(column.name, "looks like a row number: every value once, in steps of 1", False))
+        elif len(set(values)) == len(values) > 50:
+            notes.append(Note(column.name, "looks like an identifier: a different text in every row", False))
+    return notes
+
+
+def _fallback(column: Column) -> Encoder:
+    if column.kind == "text":
+        return LevelEncoder(column.name, [], True)
+    return NumberEncoder(column.name, 0.0, 1.0, False, True, kind=column.kind)
+
+
+def _narrow(target: np.ndarray, most: int = 4) -> np.ndarray:
+    if target.shape[1] <= most:
+        return target
+    directions = np.linalg.svd(target - target.mean(0), full_matrices=False)[2][:most]
+    return target @ directions.T
+
+
+@dataclass(frozen=True)
+class TableEncoder:
+    """The fitted encoders of a table: rows in, coordinates (n x d, float64) out."""
+
+    encoders: list[Encoder]
+
+    @classmethod
+    def fit(cls, frame: Frame, target: np.ndarray, seed: int) -> tuple[TableEncoder, np.ndarray]:
+        """The encoder and the coordinates of the training rows (mean targets cross-fitted). target: n x t."""
+        target = _narrow(target)
+        folds = np.random.default_rng(seed).permutation(frame.rows) % 5
+        encoders, parts = [], []
+        for column in frame.columns:
+            encoder = _fallback(column) if column.missing.all() else fit_encoder(column, target, seed)
+            crossed = isinstance(encoder, MeanEncoder)
+            encoders.append(encoder)
+            parts.append(encoder.cross_fitted(column, target, folds) if crossed else encoder.encode(column))
+        return cls(encoders), np.hstack(parts)
+
+    def encode(self, frame: Frame) -> np.ndarray:
+        """The coordinates of new rows, whose columns `expected` has put in order."""
+        return np.hstack([e.encode(c) for e, c in zip(self.encoders, frame.columns, strict=True)])
+
+    def labels(self) -> list[str]:
+        """The name of each coordinate."""
+        return [label for e in self.encoders for label in e.labels()]
+
+    def sources(self) -> np.ndarray:
+        """For each coordinate, the number of the column it comes from."""
+        return np.concatenate([np.full(len(e.labels()), i) for i, e in enumerate(self.encoders)])
+
+    def surprises(self, frame: Frame) -> list[str]:
+        """Sentences on cells that the model has never seen the like of."""
+        found = []
+        for encoder, column in zip(self.encoders, frame.columns, strict=True):
+            if isinstance(encoder, LevelEncoder | MeanEncoder) and (new := encoder.unseen(column)):
+                found.append(
+                    f"column '{shown(encoder.column)}': {count(new, 'cell')} with a category never seen in training"
+                )
+            elif isinstance(encoder, NumberEncoder) and not encoder.absent and (gone := int(column.missing.sum())):
+                found.append(
+                    f"column '{shown(encoder.column)}': {count(gone, 'missing value')}, none in training; median used"
+                )
+        return found
+
+    def state(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+        """(JSON, arrays)."""
+        pairs = [to_state(e) for e in self.encoders]
+        return [s for s, _ in pairs], {f"column.{i}": a for i, (_, a) in enumerate(pairs) if a is not None}
+
+    @classmethod
+    def from_state(cls, states: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> TableEncoder:
+        """The encoder that `state` described."""
+        return cls([from_state(s, arrays.get(f"column.{i}")) for i, s in enumerate(states)])
+
+
+def text_names(encoder: TableEncoder) -> list[str]:
+    """Columns that a CSV reader must keep as text."""
+    return [e.column for e in encoder.encoders if e.kind == "text"]
+
+
+def expected(table: pa.Table, encoder: TableEncoder) -> Frame:
+    """The columns of a new table that a fitted encoder reads, in its order and forms.
+
+    Raises DataError naming columns that are missing (with the nearest name there is) or cells of another type.
+    """
+    there = table.column_names
+    gone = [e.column for e in encoder.encoders if e.column not in there]
+    if gone:
+        unused = [n for n in there if n not in {e.column for e in encoder.encoders}]
+        hint = closest(gone[0], unused)
+        raise DataError(
+            f"the table lacks {count(len(gone), 'column')} of the training table: {listed(gone)}{hint}; add or rename"
+        )
+    columns = []
+    for e in encoder.encoders:
+        column = to_column(e.column, table.column(e.column))
+        if column is None:
+            raise DataError(
+                f"column '{shown(e.column)}' holds {table.schema.field(e.column).type}; expected {e.kind} values"
+            )
+        columns.append(as_kind(column, e.kind, getattr(e, "format", "")))
+    return Frame(columns, table.num_rows)

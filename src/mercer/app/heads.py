@@ -1,0 +1,100 @@
+"""The learners behind the targets: one kernel ridge for all numeric targets, one classifier for each class target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mercer.app.targets import Target
+from mercer.app.words import amount
+from mercer.learn import KernelClassifier, KernelRidge
+
+ESTIMATORS: dict[str, Any] = {"KernelRidge": KernelRidge, "KernelClassifier": KernelClassifier}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted learner and the numbers of the targets that it predicts."""
+
+    targets: list[int]
+    model: Any
+
+    def name(self) -> str:
+        """The name of the learner in ESTIMATORS."""
+        return next(name for name, kind in ESTIMATORS.items() if isinstance(self.model, kind))
+
+
+def groups(tasks: Sequence[str]) -> list[list[int]]:
+    """Which targets share a learner: all regression targets one, each classification target its own."""
+    numeric = [i for i, task in enumerate(tasks) if task == "regression"]
+    return ([numeric] if numeric else []) + [[i] for i, task in enumerate(tasks) if task != "regression"]
+
+
+def fit_head(members: list[int], targets: Sequence[Target], x: np.ndarray, seconds: float, seed: int) -> Head:
+    """Fit the learner of a group of targets on coordinates `x`, n x d."""
+    if targets[members[0]].task == "regression":
+        y = np.stack([targets[i].values for i in members], axis=1)
+        model = KernelRidge(time_budget=seconds, random_state=seed)
+        return Head(members, model.fit(x, y if len(members) > 1 else y[:, 0]))
+    model = KernelClassifier(time_budget=seconds, random_state=seed)
+    return Head(members, model.fit(x, targets[members[0]].values))
+
+
+def predict(heads: Sequence[Head], classes: Sequence[int], x: np.ndarray) -> list[np.ndarray]:
+    """For each target n numbers, or n x classes chances; classes: how many each target has (0 for numbers)."""
+    found: list[np.ndarray] = [np.empty(0)] * len(classes)
+    for head in heads:
+        if classes[head.targets[0]] == 0:
+            values = np.asarray(head.model.predict(x), dtype=np.float64).reshape(len(x), len(head.targets))
+            for column, i in enumerate(head.targets):
+                found[i] = values[:, column]
+        else:
+            chances = np.zeros((len(x), classes[head.targets[0]]))
+            chances[:, np.asarray(head.model.classes_, dtype=int)] = head.model.predict_proba(x)
+            found[head.targets[0]] = chances
+    return found
+
+
+def stopped(head: Head) -> bool:
+    """Whether Ctrl-C cut the learning short (the learner then keeps its best so far)."""
+    return bool(getattr(head.model.plan_, "interrupted", False))
+
+
+def _lengthscales(model: Any) -> np.ndarray | None:
+    found = [m.lengthscale for m in model.kernel_.modules() if getattr(m, "lengthscale", None) is not None]
+    own = [s.detach().double().numpy() for s in found if s.ndim == 1 and len(s) == model.n_features_in_]
+    return own[0] if own else None
+
+
+def sensitivity(model: Any) -> np.ndarray | None:
+    """The inverse squared lengthscale of each coordinate; None where the kernel has not one for each."""
+    scales = _lengthscales(model)
+    return None if scales is None else scales**-2.0
+
+
+def kernel_matrix(model: Any, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """(the learned kernel's matrix of some rows, its noise)."""
+    with torch.no_grad():
+        points = model.coordinates(x)
+        return model.kernel_.block(points, points).numpy(), float(model.alpha_)
+
+
+def describe(head: Head) -> dict[str, Any]:
+    """What the learner did, for the report."""
+    plan = head.model.plan_
+    items = [
+        ("algorithm", plan.algorithm), ("rows", f"{plan.rows:,}"), ("landmarks", f"{plan.landmarks:,}" if plan.landmarks else "none"),
+        ("precision", "float64"), ("jitter added", f"{plan.jitter:.1e}"), ("residual of the solve", f"{plan.residual:.1e}"),
+        ("iterations", str(plan.iterations)), ("memory planned", amount(plan.memory)), ("seconds", f"{plan.seconds:.1f}"),
+    ]  # fmt: skip
+    return {
+        "title": head.name(),
+        "items": items,
+        "sentence": plan.sentence,
+        "kernel": repr(head.model.kernel_),
+        "kernel_sentence": "",
+    }

@@ -1,0 +1,140 @@
+"""What the model has learned: which columns matter, how predictions move with each, and the kernel's spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mercer.app.columns import Column
+from mercer.app.fitting import Outcome, Trained
+from mercer.app.frame import Frame
+from mercer.app.heads import kernel_matrix, sensitivity
+from mercer.app.scores import MAIN, score
+from mercer.app.targets import Target
+
+_ROWS, _BACKGROUND, _POINTS, _SPECTRUM_ROWS = 600, 48, 24, 600
+_MOST_CURVES, _MOST_COLUMNS = 6, 60
+Bands = Callable[[Frame, list[np.ndarray]], list[tuple[np.ndarray, np.ndarray] | None]]
+
+
+def _replaced(frame: Frame, place: int, values: np.ndarray) -> Frame:
+    old = frame.columns[place]
+    columns = list(frame.columns)
+    columns[place] = Column(old.name, old.kind, values, old.format)
+    return Frame(columns, frame.rows)
+
+
+def importance(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: int) -> list[list[float]]:
+    """For each target and column: the fall of the main score when the column is shuffled among rows not trained on."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(outcome.held)[:_ROWS])
+    judge, goals = outcome.judge, [t.take(rows) for t in targets]
+    if judge is None or len(rows) < 5:
+        return []
+    inside = frame.take(rows)
+    usual = [score(t, f)[MAIN[t.task]] for t, f in zip(goals, judge.predict(inside), strict=True)]
+    falls = []
+    for place in range(min(len(frame.columns), _MOST_COLUMNS)):
+        order = rng.permutation(len(rows))
+        found = judge.predict(_replaced(inside, place, inside.columns[place].values[order]))
+        falls.append([u - score(t, f)[MAIN[t.task]] for u, t, f in zip(usual, goals, found, strict=True)])
+    return np.array(falls).T.tolist()
+
+
+def relevance(trained: Trained) -> list[float]:
+    """For each column the share of the learned inverse squared lengthscales, times the variance, of its coordinates."""
+    total = np.zeros(len(trained.encoder.encoders))
+    for head in trained.heads:
+        weights = sensitivity(head.model)
+        if weights is None:
+            return []
+        total += np.bincount(trained.encoder.sources(), weights / max(weights.sum(), 1e-300), len(total))
+    return (total / len(trained.heads)).tolist()
+
+
+def _grid(column: Column) -> tuple[np.ndarray, list[str] | None]:
+    present = column.values[~column.missing]
+    if column.kind == "text":
+        common = pd.Series(present, dtype=object).value_counts().index[:8]
+        return np.array(list(common), dtype=object), [str(v) for v in common]
+    if column.kind == "flag":
+        return np.array([0.0, 1.0]), ["false", "true"]
+    distinct = np.unique(present)
+    if len(distinct) <= _POINTS:
+        return distinct, None
+    low, high = np.quantile(present, [0.01, 0.99])
+    return np.linspace(low, high, _POINTS), None
+
+
+def _curve(
+    trained: Trained, frame: Frame, place: int, target: int, bands: Bands, rng: np.random.Generator
+) -> dict[str, Any]:
+    column = frame.columns[place]
+    grid, labels = _grid(column)
+    rows = rng.permutation(frame.rows)[:_BACKGROUND]
+    every = frame.take(np.tile(rows, len(grid)))
+    moved = _replaced(every, place, np.repeat(grid, len(rows)))
+    found = trained.predict(moved)
+    shape = (len(grid), len(rows))
+    values = found[target]
+    if trained.classes[target]:
+        values = values[:, -1] if trained.classes[target] == 2 else values.max(1)
+    curve: dict[str, Any] = {"column": column.name, "kind": column.kind, "mean": values.reshape(shape).mean(1).tolist()}
+    band = bands(moved, found)[target]
+    if band is not None:
+        curve["low"], curve["high"] = (side.reshape(shape).mean(1).tolist() for side in band)
+    if labels is None:
+        present = column.values[~column.missing]
+        inside = present[(present >= grid[0]) & (present <= grid[-1])]
+        curve["at"], curve["rug"] = grid.tolist(), rng.permutation(inside)[:150].tolist()
+        if column.kind == "date":
+            curve["at"], curve["rug"] = ([v / 86400 / 365.25 + 1970 for v in curve[k]] for k in ("at", "rug"))
+    return curve | ({"labels": labels} if labels is not None else {})
+
+
+def responses(
+    trained: Trained, frame: Frame, order: Sequence[int], target: int, bands: Bands, seed: int
+) -> list[dict[str, Any]]:
+    """Average predictions along the columns that matter most, the others as they are in a sample of rows."""
+    rng = np.random.default_rng(seed)
+    return [_curve(trained, frame, place, target, bands, rng) for place in list(order)[:_MOST_CURVES]]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of the kernel on a sample of rows, largest first, and the effective dimension of the fit there."""
+
+    eigenvalues: list[float]
+    dimension: float
+    rows: int
+
+
+def spectrum(trained: Trained, frame: Frame, seed: int) -> Spectrum | None:
+    """Of the first learner's kernel. The noise is scaled so that the sample stands for all rows."""
+    rows = np.random.default_rng(seed).permutation(frame.rows)[:_SPECTRUM_ROWS]
+    gram = kernel_matrix(trained.heads[0].model, trained.encoder.encode(frame.take(rows)))
+    if gram is None:
+        return None
+    matrix, noise = gram
+    values = np.maximum(np.linalg.eigvalsh(matrix)[::-1], 0.0)
+    noise = max(noise * len(rows) / frame.rows, 1e-12)
+    return Spectrum(values.tolist(), float((values / (values + noise)).sum()), len(rows))
+
+
+def coordinates(frame: Frame) -> tuple[int, int] | None:
+    """Two columns that are places: a pair with such names, or the only two columns, both numbers."""
+    numbers = {c.name.strip().lower(): i for i, c in enumerate(frame.columns) if c.kind == "number"}
+    for first, second in (
+        ("longitude", "latitude"),
+        ("lon", "lat"),
+        ("lng", "lat"),
+        ("x", "y"),
+        ("easting", "northing"),
+    ):
+        if first in numbers and second in numbers:
+            return numbers[first], numbers[second]
+    return (0, 1) if len(frame.columns) == 2 == len(numbers) else None

@@ -1,0 +1,266 @@
+"""What `mercer fit` does, from the options to the folder."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+import platform
+import resource
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from mercer.app import facts as say
+from mercer.app import insight
+from mercer.app.bands import Measured, measure
+from mercer.app.card import write_card
+from mercer.app.doctor import versions
+from mercer.app.fitting import FOLDS, Outcome, fit, goal
+from mercer.app.folder import check_place, file_sha256
+from mercer.app.frame import Frame, Note, suspicious, training_frame
+from mercer.app.heads import describe
+from mercer.app.oof import Judged, to_table
+from mercer.app.progress import Watch
+from mercer.app.report import render
+from mercer.app.store import Model, save
+from mercer.app.tables import read_table, size_of
+from mercer.app.targets import Target, find_targets
+from mercer.app.words import count, listed, shown
+from mercer.budget import memory, memory_budget
+from mercer.errors import DataError
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of a fit. seconds, memory: budgets, None for none; pictures: PNG files for the report, by name."""
+
+    path: Path
+    targets: tuple[str, ...]
+    out: Path
+    task: str = "auto"
+    seconds: float | None = 60.0
+    memory: int | None = None
+    seed: int = 0
+    folds: int = FOLDS
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A table read for training: columns and targets on the rows that can be used, and what was noticed."""
+
+    table: pa.Table
+    frame: Frame
+    targets: list[Target]
+    rows: np.ndarray
+    notes: list[Note]
+    sentences: list[str]
+
+
+def prepare(path: Path, names: Sequence[str], task: str) -> Prepared:
+    """Read a table for training. Raises DataError or UsageError naming what is wrong."""
+    table = read_table(path)
+    targets, rows, sentences = find_targets(table, names, task)
+    chosen = table if len(rows) == table.num_rows else table.take(rows)
+    frame, notes = training_frame(chosen, names)
+    if not frame.columns:
+        why = f": column '{shown(notes[0].column)}' {notes[0].text}" if notes else ""
+        raise DataError(f"no column is left to predict {listed(names)} from{why}; expected at least one that varies")
+    notes += suspicious(frame, goal(targets))
+    sentences += [f"column '{shown(n.column)}' {n.text}" for n in notes if not n.dropped]
+    return Prepared(table, frame, targets, rows, notes, sentences)
+
+
+def machine() -> dict[str, Any]:
+    """What the work ran on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"system": f"{platform.system()} {platform.machine()}", "cores": cores, "threads": torch.get_num_threads()}
+
+
+def command_of(job: Job) -> str:
+    """The command line that does the job again."""
+    parts = ["mercer", "fit", job.path.name, *(w for t in job.targets for w in ("--target", t)), "--task", job.task]
+    parts += ["--time", f"{job.seconds:g}s"] if job.seconds is not None else []
+    parts += ["--memory", str(job.memory)] if job.memory is not None else []
+    return shlex.join([*parts, "--seed", str(job.seed), "--out", job.out.name])
+
+
+def _judged(target: Target, found: np.ndarray, measured: Measured, at: np.ndarray | None) -> Judged:
+    if target.task == "regression":
+        return Judged(target.values, found, measured.low, measured.high, measured.pit, np.empty((len(found), 0)), at)
+    nothing = np.full(len(found), np.nan)
+    return Judged(target.values, found.argmax(1), nothing, nothing, nothing, found, at)
+
+
+def _judge(outcome: Outcome, ready: Prepared, model_frame: Frame, seed: int) -> tuple[list[Judged], list[Measured]]:
+    rows = outcome.judged()
+    x = outcome.best.encoder.encode(model_frame) if outcome.best is not None else np.empty((len(rows), 0))
+    pair = insight.coordinates(ready.frame)
+    at = np.stack([model_frame.columns[i].values for i in pair], axis=1) if pair else None
+    measured, judged = [], []
+    for target, every in zip(ready.targets, outcome.found, strict=True):
+        known, found = target.take(rows), every[rows]
+        measured.append(measure(x, known.values, found, outcome.folds[rows], seed))
+        judged.append(_judged(known, found, measured[-1], at))
+    return judged, measured
+
+
+def _insights(outcome: Outcome, ready: Prepared, model: Model, seed: int, watch: Watch) -> dict[str, Any]:
+    """Importance, responses and spectrum; on Ctrl-C those done so far."""
+    names = ready.frame.names()
+    found: dict[str, Any] = {"importance": [], "responses": [], "spectrum": None, "order": list(range(len(names)))}
+    trained = model.trained
+    watch.stage("what matters")
+    falls = insight.importance(outcome, ready.frame, ready.targets, seed)
+    share = insight.relevance(trained) or [0.0] * len(names)
+    best = np.max(falls, axis=0) if falls else np.zeros(0)
+    total = np.array(share) / max(max(share), 1e-12)
+    if len(best):
+        total[: len(best)] += best / max(best.max(), 1e-12)
+    found["order"] = np.argsort(-total).tolist()
+    for i in found["order"]:
+        per_target = [f[i] for f in falls] if falls and i < len(best) else [0.0]
+        found["importance"].append({"column": names[i], "relevance": share[i], "falls": per_target})
+    most = 6 if len(ready.targets) == 1 else 3
+    for number, target in list(enumerate(ready.targets))[:3]:
+        curves = insight.responses(trained, ready.frame, found["order"][:most], number, model.bands, seed)
+        what = (
+            f"chance of {shown(target.classes[1], 14)}"
+            if len(target.classes) == 2
+            else "chance of the likeliest"
+            if target.classes
+            else target.name
+        )
+        found["responses"] += [curve | {"target": what} for curve in curves]
+    spectrum = insight.spectrum(trained, ready.frame, seed)
+    found["spectrum"] = asdict(spectrum) if spectrum is not None else None
+    return found
+
+
+def _facts(
+    job: Job,
+    ready: Prepared,
+    outcome: Outcome,
+    judged: Sequence[Judged],
+    measured: Sequence[Measured],
+    learned: dict,
+    watch: Watch,
+) -> dict[str, Any]:
+    rows = outcome.judged()
+    frame = ready.frame.take(rows)
+    table, places = to_table([t.take(rows) for t in ready.targets], judged, ready.rows[rows] + 1, outcome.folds[rows])
+    targets = []
+    for i, target in enumerate(ready.targets):
+        known = target.take(rows)
+        targets.append({
+            "name": target.name, "task": target.task, "classes": target.classes, "oof": places[i],
+            "leaderboard": say.leaderboard(target, i, outcome), "coverage": say.coverage(known, measured[i]),
+            "worst": say.worst(known, judged[i], frame, ready.rows[rows] + 1, learned["order"]),
+        })  # fmt: skip
+    folds = len(np.unique(outcome.folds[rows]))
+    pair = insight.coordinates(ready.frame)
+    trained = outcome.best
+    plans = [describe(head) for head in trained.heads] if trained is not None else []
+    outcome.seconds["everything"] = round(watch.elapsed(), 2)
+    found = {
+        "version": 1, "command": command_of(job), "day": f"{datetime.date.today():%d %B %Y}".lstrip("0"),
+        "table": {"name": job.path.name, "sha256": file_sha256(job.path), "rows": ready.table.num_rows, "columns": ready.table.num_columns},
+        "settings": asdict(replace(job, path=Path(job.path.name), out=Path(job.out.name))),
+        "versions": {k: v for k, v in versions().items() if v}, "machine": machine(), "seconds": dict(outcome.seconds),
+        "memory": {"budget": memory_budget(), "peak": _peak()},
+        "rows_used": ready.frame.rows, "rows_trained": outcome.rows, "interrupted": outcome.interrupted,
+        "notes": ready.sentences + outcome.notes, "targets": targets, "verdict": say.verdict(targets, folds),
+        "columns": say.columns(ready.frame, ready.notes, [n for n in ready.table.column_names if n not in job.targets]),
+        "data_sentence": say.data_sentence(ready.frame, ready.notes, ready.table.num_rows),
+        "importance": learned["importance"], "responses": learned["responses"], "spectrum": learned["spectrum"],
+        "plans": plans, "algorithms": [p["sentence"] for p in plans], "kernel": plans[0]["kernel"] if plans else "",
+        "kernel_sentence": plans[0]["kernel_sentence"] if plans else "",
+        "map": [ready.frame.columns[i].name for i in pair] if pair else None, "pictures": [], "picture_sentence": "",
+    }  # fmt: skip
+    found["settings"] |= {"path": job.path.name, "out": job.out.name, "targets": list(job.targets)}
+    return found | {"_oof": table}
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _parquet(table: pa.Table) -> bytes:
+    target = io.BytesIO()
+    pyarrow.parquet.write_table(table, target)
+    return target.getvalue()
+
+
+def as_json(facts: Mapping[str, Any]) -> bytes:
+    """Strict JSON: no NaN, no infinity."""
+    return json.dumps(say.finite(dict(facts)), indent=1, allow_nan=False).encode()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit leaves: the model, the facts, the judged rows and the files of its folder (report aside)."""
+
+    model: Model
+    facts: dict[str, Any]
+    judged: list[Judged]
+    oof: pa.Table
+
+
+def compute(job: Job, watch: Watch) -> Fitted:
+    """Read, fit, judge and explain; write nothing."""
+    watch.stage("reading")
+    ready = prepare(job.path, job.targets, job.task)
+    goals = ", ".join(f"{shown(t.name)} ({t.task})" for t in ready.targets)
+    watch.say(
+        f"{shown(job.path.name)}: {size_of(ready.table)}; predicting {goals} from {count(len(ready.frame.columns), 'column')}"
+    )
+    for sentence in ready.sentences:
+        watch.say(sentence)
+    with memory(job.memory) if job.memory is not None else nullcontext():
+        outcome = fit(ready.frame, ready.targets, job.seed, watch, job.folds)
+        if outcome.best is None:
+            raise DataError("the time budget allowed no fold; give a longer --time")
+        if outcome.interrupted:
+            watch.say("interrupted: keeping the best so far; press Ctrl-C again to drop it")
+        rows = outcome.judged()
+        watch.stage("calibrating")
+        judged, measured = _judge(outcome, ready, ready.frame.take(rows), job.seed)
+        empty = [replace(t, values=np.empty(0)) for t in ready.targets]
+        model = Model(empty, outcome.best, [m.calibrator for m in measured])
+        learned = _insights(outcome, ready, model, job.seed, watch)
+        found = _facts(job, ready, outcome, judged, measured, learned, watch)
+    table = found.pop("_oof")
+    return Fitted(model, say.finite(found), judged, table)
+
+
+def keep(job: Job, fitted: Fitted, pictures: Mapping[str, bytes]) -> None:
+    """Write the model folder with its report and card, in one step."""
+    files = dict(pictures)
+    files["report.html"] = render(fitted.facts, fitted.judged, pictures).encode()
+    files["card.md"] = write_card(fitted.facts).encode()
+    files["run.json"] = as_json(fitted.facts)
+    files["oof.parquet"] = _parquet(fitted.oof)
+    save(job.out, fitted.model, files)
+
+
+def run(job: Job) -> Fitted:
+    """The whole of `mercer fit`."""
+    check_place(job.out)
+    with Watch(job.seconds, job.folds + 2, job.quiet) as watch:
+        fitted = compute(job, watch)
+        watch.stage("report")
+        keep(job, fitted, {})
+        watch.advance()
+    return fitted

@@ -1,0 +1,165 @@
+"""The commands. This file imports typer and nothing heavier: see lazy.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mercer import __version__
+from mercer.app.exits import INTERRUPTED, UsageError, one_line_errors
+from mercer.app.lazy import room
+from mercer.app.words import parse_seconds, shown
+from mercer.budget import parse_bytes
+
+app = typer.Typer(
+    name="mercer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Predictions from a table, with bands that keep their promise. Exit codes: 0 done, 2 usage, 3 bad data, "
+    "4 not enough memory, 130 interrupted.",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Table = Annotated[Path, typer.Argument(help="A CSV, Parquet or Arrow file.", show_default=False)]
+Goals = Annotated[
+    list[str], typer.Option("--target", "-t", help="A column to predict; repeat it for several.", show_default=False)
+]
+Task = Annotated[str, typer.Option(help="auto, regression or classification.")]
+Time = Annotated[str, typer.Option(help="Time budget: 60s, 5m, 2h.")]
+Memory = Annotated[
+    str | None, typer.Option(help="Memory for one product, such as 512M or 4G. Default: a quarter of what is free.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Folder = Annotated[Path, typer.Argument(help="A folder that `mercer fit` wrote.", show_default=False)]
+
+
+def _print(as_json: bool, facts: dict[str, Any], text: str) -> None:
+    sys.stdout.write((json.dumps({"ok": True, **facts}, allow_nan=False) if as_json else text) + "\n")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
+def _bytes(text: str | None) -> int | None:
+    try:
+        found = None if text is None else parse_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    if found is not None and found < 2**20:
+        raise UsageError(f"--memory is '{shown(text)}'; expected 1M or more")
+    return found
+
+
+def _task(text: str) -> str:
+    if text not in ("auto", "regression", "classification"):
+        raise UsageError(f"--task is '{shown(text)}'; expected auto, regression or classification")
+    return text
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Predictions from a table, with bands that keep their promise."""
+    if version:
+        sys.stdout.write(f"mercer {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def fit(
+    table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("model"),
+    seed: Seed = 0, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Learn to predict a column; leave a model folder with a report."""
+    with one_line_errors(as_json):
+        seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
+        jobs = room("jobs")
+        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, quiet=False)
+        facts = jobs.run(job).facts
+        short = {
+            k: facts[k] for k in ("verdict", "notes", "algorithms", "seconds", "rows_used", "interrupted", "command")
+        }
+        boards = [{k: t[k] for k in ("name", "task", "leaderboard", "coverage")} for t in facts["targets"]]
+        text = room("terminal").fit_summary(facts, out)
+        _print(as_json, short | {"out": str(out), "targets": boards}, text)
+        if facts["interrupted"]:
+            raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def predict(
+    model: Folder, table: Table,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write: .parquet, .csv or .arrow.", show_default=False)],
+    memory: Memory = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Predict new rows, with 90 % bands."""
+    with one_line_errors(as_json):
+        limit = _bytes(memory)
+        predicting = room("predicting")
+        facts = predicting.run(model, table, out, limit, False)
+        _print(as_json, facts, predicting.as_text(facts))
+
+
+@app.command()
+def plan(
+    table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None, as_json: Json = False
+) -> None:
+    """Say what `fit` would do: algorithm, memory, time. Nothing is fitted or written."""
+    with one_line_errors(as_json):
+        seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
+        planning = room("planning")
+        facts = planning.run(table, target, task, seconds, limit)
+        _print(as_json, facts, planning.as_text(facts))
+
+
+@app.command()
+def report(
+    model: Folder,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the report here too, drawn anew.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a model folder holds, and where its report is."""
+    with one_line_errors(as_json):
+        terminal = room("terminal")
+        facts = terminal.reread(model, out)
+        where = out or model / "report.html"
+        _print(as_json, {"report": str(where), "facts": facts}, terminal.report_summary(facts, where))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine offers and what may hold mercer back."""
+    with one_line_errors(as_json):
+        module = room("doctor")
+        facts = module.examine()
+        _print(as_json, facts, module.as_text(facts))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("demo"), as_json: Json = False
+) -> None:
+    """The main job on two real things: a medical table, and a photo of which a tenth of the pixels are known."""
+    with one_line_errors(as_json):
+        module = room("demo")
+        facts = module.run(out)
+        _print(as_json, facts, module.as_text(facts))
+        if facts["interrupted"]:
+            raise typer.Exit(INTERRUPTED)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()

@@ -1,0 +1,57 @@
+"""What `mercer plan` says: what a fit would do, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from mercer.app.fitting import FOLDS, goal
+from mercer.app.frame import TableEncoder
+from mercer.app.jobs import prepare
+from mercer.app.words import amount, count, shown
+from mercer.budget import free_memory, memory, memory_budget
+from mercer.errors import MemoryBudgetError
+from mercer.learn.plan import choose
+
+
+def run(path: Path, names: Sequence[str], task: str, seconds: float, limit: int | None) -> dict[str, Any]:
+    """The algorithm, memory and time of each training, from the rows and coordinates there are.
+
+    Raises MemoryBudgetError where the coordinates alone do not fit.
+    """
+    ready = prepare(path, names, task)
+    _, x = TableEncoder.fit(ready.frame, goal(ready.targets), 0)
+    n, d = x.shape
+    with memory(limit) if limit is not None else nullcontext():
+        chosen = choose(n, 0.85 * seconds / (FOLDS + 1))
+        budget = memory_budget()
+    if x.nbytes * 4 > free_memory():
+        raise MemoryBudgetError(
+            f"{n:,} rows of {d} coordinates need {amount(x.nbytes * 4)}; give fewer rows or columns"
+        )
+    return {
+        "rows": n, "columns": len(ready.frame.columns), "coordinates": d,
+        "targets": [{"name": t.name, "task": t.task, "classes": t.classes} for t in ready.targets],
+        "dropped": [{"column": note.column, "why": note.text} for note in ready.notes if note.dropped],
+        "notes": ready.sentences, "trainings": FOLDS + 1, "seconds": seconds, "budget": budget,
+        "algorithm": chosen.algorithm, "landmarks": chosen.landmarks, "memory": chosen.memory,
+    }  # fmt: skip
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The plan as lines."""
+    goals = ", ".join(f"{shown(t['name'])} ({t['task']})" for t in facts["targets"])
+    how = {
+        "cholesky": "exactly, by Cholesky",
+        "cg": "with the whole kernel, by preconditioned conjugate gradients",
+        "nystrom": f"with {facts['landmarks']:,} kernel centres, by preconditioned conjugate gradients",
+    }[facts["algorithm"]]
+    lines = [
+        f"{count(facts['rows'], 'row')}, {count(facts['columns'], 'column')} -> {count(facts['coordinates'], 'coordinate')}; to predict {goals}",
+        f"each of {facts['trainings']} trainings ({facts['trainings'] - 1} folds and all rows) solves {how}",
+        f"{amount(facts['memory'])} of memory planned, {amount(facts['budget'])} allowed; up to {facts['seconds']:.0f} s",
+    ]
+    lines += [f"column '{shown(d['column'])}' is not used: it {d['why']}" for d in facts["dropped"]]
+    return "\n".join(lines + [f"! {note}" for note in facts["notes"]])

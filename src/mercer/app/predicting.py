@@ -1,0 +1,121 @@
+"""What `mercer predict` does: a model folder and new rows in, predictions with bands out."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mercer.app.bands import ClassSets
+from mercer.app.columns import to_column
+from mercer.app.frame import Frame, expected, text_names
+from mercer.app.oof import distinct
+from mercer.app.progress import Watch
+from mercer.app.scores import MAIN, NAMES, score
+from mercer.app.store import Interval, Model, load
+from mercer.app.tables import check_output, read_table, write_table
+from mercer.app.targets import Target
+from mercer.app.words import count, number, shown
+from mercer.budget import memory
+
+_CHUNK = 20_000
+
+
+def _chunked(model: Model, frame: Frame, watch: Watch) -> tuple[list[np.ndarray], list[Interval | None]]:
+    """Predictions and bands, a chunk of rows at a time so that coordinates never exist for all rows."""
+    parts, bands = [], []
+    for start in range(0, frame.rows, _CHUNK):
+        rows = frame.take(np.arange(start, min(start + _CHUNK, frame.rows)))
+        parts.append(model.trained.predict(rows))
+        bands.append(model.bands(rows, parts[-1]))
+        watch.advance()
+    found = [np.concatenate(p) for p in zip(*parts, strict=True)]
+    joined: list[Interval | None] = []
+    for every in zip(*bands, strict=True):
+        pairs = [b for b in every if b is not None]
+        joined.append((np.concatenate([b[0] for b in pairs]), np.concatenate([b[1] for b in pairs])) if pairs else None)
+    return found, joined
+
+
+def _columns(target: Target, found: np.ndarray, band: Interval | None, model: Model, i: int) -> dict[str, Any]:
+    if target.task == "regression":
+        return {"": found} | ({"_lower": band[0], "_upper": band[1]} if band is not None else {})
+    columns: dict[str, Any] = {"": target.restored(found.argmax(1))}
+    columns |= {f"_chance_{c}": found[:, k] for k, c in enumerate(target.classes)}
+    sets = model.calibrators[i]
+    if isinstance(sets, ClassSets):
+        inside = sets.members(found)
+        names = np.array(target.classes, dtype=object)
+        columns["_set"] = [" | ".join(names[row]) for row in inside]
+    return columns
+
+
+def to_table(model: Model, found: list[np.ndarray], bands: list[Interval | None]) -> pa.Table:
+    """One row for each row predicted: the target's name holds the prediction; bands, chances and sets beside it."""
+    columns: dict[str, Any] = {}
+    for i, (target, values, band) in enumerate(zip(model.targets, found, bands, strict=True)):
+        parts = _columns(target, values, band, model, i)
+        names = distinct([target.name + end for end in parts], columns)
+        columns |= dict(zip(names, parts.values(), strict=True))
+    return pa.table(columns)
+
+
+def predictions(model: Model, table: pa.Table) -> pa.Table:
+    """The predictions of a table that is already read."""
+    with Watch(None, quiet=True) as watch:
+        return to_table(model, *_chunked(model, expected(table, model.trained.encoder), watch))
+
+
+def _scores(
+    model: Model, table: pa.Table, found: list[np.ndarray], bands: list[Interval | None]
+) -> list[dict[str, Any]]:
+    """Scores of the targets that the new table happens to hold."""
+    results = []
+    for target, values, band in zip(model.targets, found, bands, strict=True):
+        column = to_column(target.name, table.column(target.name)) if target.name in table.column_names else None
+        if column is None or target.task != "regression" or column.kind != "number":
+            continue
+        rows = np.flatnonzero(~column.missing)
+        if len(rows) < 2 or np.ptp(column.values[rows]) == 0:
+            continue
+        known = Target(target.name, target.task, column.values[rows], [], target.form)
+        entry: dict[str, Any] = {"target": target.name, "rows": len(rows), "scores": score(known, values[rows])}
+        if band is not None:
+            entry["held"] = float(((known.values >= band[0][rows]) & (known.values <= band[1][rows])).mean())
+        results.append(entry)
+    return results
+
+
+def run(folder: Path, path: Path, out: Path, limit: int | None, quiet: bool) -> dict[str, Any]:
+    """Predict the rows of a table and write them; the facts of doing so."""
+    check_output(out)
+    model = load(folder)
+    table = read_table(path, text=text_names(model.trained.encoder))
+    frame = expected(table, model.trained.encoder)
+    steps = -(-frame.rows // _CHUNK)
+    with Watch(None, steps, quiet) as watch, memory(limit) if limit is not None else nullcontext():
+        watch.stage("predicting")
+        notes = model.trained.encoder.surprises(frame)
+        found, bands = _chunked(model, frame, watch)
+    written = to_table(model, found, bands)
+    write_table(written, out)
+    return {
+        "out": str(out), "rows": frame.rows, "columns": written.column_names, "notes": notes,
+        "scores": _scores(model, table, found, bands), "seconds": round(watch.elapsed(), 2),
+    }  # fmt: skip
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The facts as lines."""
+    lines = [f"! {note}" for note in facts["notes"]]
+    for entry in facts["scores"]:
+        main = MAIN["regression"]
+        held = f"; 90 % bands held {100 * entry['held']:.1f} %" if "held" in entry else ""
+        lines.append(
+            f"{shown(entry['target'])}: {NAMES[main]} {number(entry['scores'][main])} on {count(entry['rows'], 'known row')}{held}"
+        )
+    lines.append(f"{count(facts['rows'], 'row')} predicted in {facts['seconds']:.1f} s -> {facts['out']}")
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""Reading and writing tables: CSV, Parquet and Arrow files through pyarrow."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.ipc
+import pyarrow.parquet
+
+from mercer.app.exits import UsageError
+from mercer.app.words import count, listed, shown
+from mercer.errors import DataError
+
+NULLS = (
+    "",
+    "NA",
+    "N/A",
+    "n/a",
+    "na",
+    "#N/A",
+    "NaN",
+    "nan",
+    "-nan",
+    "NULL",
+    "null",
+    "None",
+    "none",
+    "NONE",
+    "<NA>",
+    "?",
+)
+_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_SUFFIXES |= {".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+MOST_COLUMNS = 5_000
+
+
+def _format(path: Path, head: bytes) -> str:
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[:6] in (b"ARROW1", b"FEA1") or head[:4] == b"\xff\xff\xff\xff":
+        return "arrow"
+    found = _SUFFIXES.get(path.suffix.lower(), "csv" if head.isascii() and b"\0" not in head else "")
+    if found in ("parquet", "arrow"):
+        raise DataError(f"'{shown(path)}' is not a {found} file although its name ends in {path.suffix}")
+    if not found or b"\0" in head:
+        raise DataError(f"'{shown(path)}' is not a table; expected a CSV, Parquet or Arrow file")
+    return "csv"
+
+
+def _separator(path: Path, head: bytes) -> str:
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    first = head.split(b"\n", 1)[0]
+    counts = {mark: first.count(mark.encode()) for mark in (",", ";", "\t", "|")}
+    return max(counts, key=lambda mark: counts[mark])
+
+
+def _read_csv(path: Path, head: bytes, text: Collection[str]) -> pa.Table:
+    options = pyarrow.csv.ConvertOptions(
+        null_values=list(NULLS), strings_can_be_null=True, quoted_strings_can_be_null=True,
+        column_types={name: pa.string() for name in text},
+    )  # fmt: skip
+    parse = pyarrow.csv.ParseOptions(delimiter=_separator(path, head), newlines_in_values=b'"' in head)
+    table = pyarrow.csv.read_csv(path, convert_options=options, parse_options=parse)
+    foreign = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    if foreign:
+        raise DataError(f"'{shown(path)}' is not UTF-8 text in column {listed(foreign)}; save it as UTF-8")
+    return table
+
+
+def _read_arrow(path: Path, head: bytes, text: Collection[str]) -> pa.Table:
+    if head[:4] == b"\xff\xff\xff\xff":
+        with pa.OSFile(str(path)) as source:
+            return pyarrow.ipc.open_stream(source).read_all()
+    return pyarrow.feather.read_table(path)
+
+
+def _read_parquet(path: Path, head: bytes, text: Collection[str]) -> pa.Table:
+    return pyarrow.parquet.ParquetFile(path).read()
+
+
+_READERS: dict[str, Callable[[Path, bytes, Collection[str]], pa.Table]] = {
+    "csv": _read_csv, "arrow": _read_arrow, "parquet": _read_parquet,
+}  # fmt: skip
+
+
+def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
+    """The table in a file, its names checked; columns of a CSV file named in `text` are kept as text.
+
+    Raises DataError where the file is no table, is empty or repeats a name; UsageError where it cannot be read.
+    """
+    if path.is_dir():
+        raise UsageError(f"'{shown(path)}' is a directory; give a CSV, Parquet or Arrow file")
+    if not path.exists():
+        raise UsageError(f"'{shown(path)}' does not exist; check the path")
+    try:
+        with path.open("rb") as source:
+            head = source.read(65_536)
+    except OSError as error:
+        raise UsageError(f"'{shown(path)}' cannot be read: {error.strerror}; check its permissions") from error
+    if not head.strip():
+        raise DataError(f"'{shown(path)}' is empty; expected a header and rows")
+    try:
+        table = _READERS[_format(path, head)](path, head, text)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeError, RecursionError, KeyError) as error:
+        raise DataError(f"'{shown(path)}' cannot be read as a table: {error}") from error
+    return _checked(path, table)
+
+
+def _checked(path: Path, table: pa.Table) -> pa.Table:
+    repeated = [name for name, times in Counter(table.column_names).items() if times > 1]
+    if repeated:
+        raise DataError(f"'{shown(path)}' has several columns named {listed(repeated)}; give each its own name")
+    if table.num_columns > MOST_COLUMNS:
+        raise DataError(f"'{shown(path)}' has {table.num_columns:,} columns; expected at most {MOST_COLUMNS:,}")
+    if table.num_rows == 0:
+        raise DataError(f"'{shown(path)}' has no rows below its header; expected data")
+    return table
+
+
+def _defused(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    risky = pc.fill_null(pc.match_substring_regex(column, r"^[=+\-@\t\r]"), False)
+    return pc.if_else(risky, pc.binary_join_element_wise(pa.scalar("'"), column, ""), column)
+
+
+def without_formulas(table: pa.Table) -> pa.Table:
+    """The table with an apostrophe before text (and names) that a spreadsheet would run as a formula."""
+    columns = [_defused(c) if pa.types.is_string(c.type) else c for c in table.columns]
+    names = [f"'{n}" if n.startswith(_FORMULA) else n for n in table.column_names]
+    return pa.table(dict(zip(names, columns, strict=True)))
+
+
+def replaced(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside `path`, flush it to disk and rename it into place: `path` is old or new, never half."""
+    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_output(path: Path) -> None:
+    """Raises UsageError where a table cannot be written to `path`: asked before the work, not after it."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"output is '{shown(path)}'; expected a name that ends in .parquet, .csv or .arrow")
+    if path.is_dir():
+        raise UsageError(f"output '{shown(path)}' is a directory; give a file name in it")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"output '{shown(path)}': the directory '{shown(path.parent)}' does not exist; create it first"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"output '{shown(path)}': '{shown(path.parent)}' cannot be written; choose another place")
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table in the format that the name of the file asks for, in one step."""
+    check_output(path)
+    kind = _SUFFIXES[path.suffix.lower()]
+
+    def write(place: Path) -> None:
+        if kind == "csv":
+            separator = "\t" if path.suffix.lower() == ".tsv" else ","
+            options = pyarrow.csv.WriteOptions(delimiter=separator)
+            pyarrow.csv.write_csv(without_formulas(table), place, options)
+        elif kind == "parquet":
+            pyarrow.parquet.write_table(table, place)
+        else:
+            pyarrow.feather.write_feather(table, place, compression="uncompressed")
+
+    replaced(path, write)
+
+
+def size_of(table: pa.Table) -> str:
+    """'442 rows x 11 columns'."""
+    return f"{count(table.num_rows, 'row')} x {count(table.num_columns, 'column')}"
