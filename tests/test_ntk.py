@@ -167,7 +167,7 @@ def test_the_kernel_is_a_fixed_function():
 
 
 def test_frozen_parameters_do_not_count():
-    module, shape, d = net("mlp")
+    module, _, d = net("mlp")
     x = normal(4, d)
     module[0].requires_grad_(False)
     hidden = torch.tanh(module[0](x))

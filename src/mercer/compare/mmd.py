@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.budget import memory_budget
 from mercer.claims import Claim
 from mercer.domain import Domain, as_domain, finite
 from mercer.errors import DataError, ShapeError, StructureError
 from mercer.kernel import Kernel
 from mercer.kernels.gaussian import Gaussian
-from mercer.budget import memory_budget
 
 MEDIAN_POINTS = 2000  # the median distance of a pooled sample is taken over at most this many of its points
 

@@ -10,6 +10,7 @@ from mercer.kernels.laplace import Laplace
 from mercer.kernels.logistic import Logistic
 from mercer.kernels.matern import Matern
 from mercer.kernels.mixture import SpectralMixture
+from mercer.kernels.ntk import EmpiricalNTK
 from mercer.kernels.periodic import Cosine, Periodic
 from mercer.kernels.rational import InverseMultiquadric, RationalQuadratic
 from mercer.kernels.riesz import Riesz
@@ -20,6 +21,7 @@ __all__ = [
     "Columns",
     "Constant",
     "Cosine",
+    "EmpiricalNTK",
     "ExpDot",
     "Gaussian",
     "Hamming",

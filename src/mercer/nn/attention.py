@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mercer.budget import memory_budget
 from mercer.claims import Claim
 from mercer.errors import ShapeError, StructureError
 from mercer.kernel import Kernel
 from mercer.kernels.dot import ExpDot
-from mercer.budget import memory_budget
 from mercer.shapes import shapes
 
 
