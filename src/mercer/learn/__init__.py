@@ -2,6 +2,7 @@
 
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.process import GaussianProcessRegressor
 from mercer.learn.ridge import KernelRidge
 
-__all__ = ["KernelClassifier", "KernelRidge", "LocalConformal"]
+__all__ = ["GaussianProcessRegressor", "KernelClassifier", "KernelRidge", "LocalConformal"]

@@ -13,7 +13,7 @@ from mercer.kernel import Kernel
 from mercer.linalg.cholesky import Cholesky
 
 NARROW, WIDE = -11.5, 11.5  # of the logarithm of a positive parameter, unless it starts outside
-NOISE = (math.log(1e-8), math.log(1e4))
+NOISE = (math.log(1e-6), math.log(1e4))
 
 
 class Likelihood:
@@ -21,7 +21,8 @@ class Likelihood:
 
     profile: s_c is set to its best value in closed form (then `noise` is relative to it); otherwise s_c = 1.
     parts: pairs x: n d, y: n c in float64; several are taken as independent, which is how neighbourhoods of a
-    large table are used. keep_noise: set it to hold the noise where it is. theta: the trainable parameters of the kernel in order, then log noise.
+    large table are used. keep_noise: set it to hold the noise where it is.
+    theta: the trainable parameters of the kernel in order, then log noise.
     Cost: n^3 flops and 5 n^2 numbers for each part. Source [rasmussen2006, eq. 5.8-5.9].
     """
 

@@ -61,7 +61,7 @@ def sentence(plan: Plan) -> str:
     """The plan in one line."""
     how = {
         "cholesky": f"exact solution of {plan.rows:,} rows by Cholesky",
-        "cg": f"the whole kernel of {plan.rows:,} rows by conjugate gradients, preconditioned by {plan.landmarks:,} rows",
+        "cg": f"the whole kernel of {plan.rows:,} rows by conjugate gradients ({plan.landmarks:,} rows precondition)",
         "nystrom": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by preconditioned conjugate gradients",
     }[plan.algorithm]
     steps = f", {plan.iterations} iterations to a residual of {plan.residual:.1e}" if plan.iterations else ""

@@ -24,6 +24,11 @@ def as_given(x: Any, value: np.ndarray) -> Any:
 class KernelRegressor(RegressorMixin, KernelEstimator):
     """Base of the regressors: not public."""
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def fit(self, X: Any, y: Any) -> Any:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""
         self._check()
@@ -32,7 +37,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):
         self._vector = target.ndim == 1
         columns = target.reshape(len(table), -1)
         x, _ = self._fit(table, columns)
-        true = torch.from_numpy((columns - self.target_.centre) / self.target_.scale)
+        true = torch.from_numpy(self.target_.forward(columns))
         self._conformal(x, true)
         return self
 

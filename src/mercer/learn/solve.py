@@ -40,7 +40,10 @@ class Fitted:
 
 
 def exact(kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, alphas: list[float]) -> Fitted:
-    """Cholesky in float64; leave-one-out predictions y - w / diag(A^-1) pick the noise. Source [rasmussen2006, eq. 5.12]."""
+    """Cholesky in float64; the noise is picked by leave-one-out predictions, y - w / diag(A^-1).
+
+    Source [rasmussen2006, eq. 5.12].
+    """
     with torch.no_grad():
         k = kernel.block(x, x)
     best: tuple[float, Fitted] | None = None

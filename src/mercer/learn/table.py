@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, check_consistent_length, validate_data
 
-from mercer.errors import DataError, MercerWarning, OutlierWarning
+from mercer.errors import DataError, MercerWarning, OutlierWarning, ShapeError
 
 TAIL = 4.0  # robust deviations beyond which a coordinate grows like a logarithm
 FAR, GAP = 100.0, 30.0  # an outlier lies this many deviations out, and this many times further than all others
@@ -36,16 +36,13 @@ def refuse_gaps(table: np.ndarray, what: str, names: np.ndarray | None = None) -
 
 def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
     """(X as float64 `n d`, y as it came in numpy), checked the scikit-learn way and for gaps, with places named."""
-    options = {"dtype": [np.float64, np.float32], "ensure_all_finite": False, "reset": reset}
     x, y = plain(x), plain(y)
-    if y is None:
-        table = validate_data(estimator, x, **options)
-    else:
-        check = {"ensure_all_finite": False, "dtype": None, "ensure_2d": False} if classes else None
-        if classes:
-            table, y = validate_data(estimator, x, y, validate_separately=(options_x(options), check), reset=reset)
-        else:
-            table, y = validate_data(estimator, x, y, multi_output=True, y_numeric=True, **options)
+    table = validate_data(estimator, x, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=reset)
+    if y is not None:
+        y = np.asarray(y) if classes else check_array(y, ensure_2d=False, ensure_all_finite=False, dtype="numeric")
+        check_consistent_length(table, y)
+        if y.ndim > 2:
+            raise ShapeError(f"y has {y.ndim} axes; expected n or n c")
     names = getattr(estimator, "feature_names_in_", None)
     refuse_gaps(table, "X", names)
     if y is not None and not classes:
@@ -53,11 +50,6 @@ def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = 
     if reset and table.dtype == np.float32:
         _warn_coarse(table, names)
     return table.astype(np.float64), y
-
-
-def options_x(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of one array out of those of a call."""
-    return {key: value for key, value in options.items() if key != "reset"}
 
 
 def _warn_coarse(table: np.ndarray, names: np.ndarray | None) -> None:
@@ -124,6 +116,10 @@ class Target:
         scale = np.where(tiny, 1.0, scale)
         found = cls(centre, scale)
         return found, torch.from_numpy(np.where(tiny, 0.0, (y - centre) / scale))
+
+    def forward(self, y: np.ndarray) -> np.ndarray:
+        """y: n c on the common scale, nothing clipped."""
+        return (y - self.centre) / self.scale
 
     def back(self, scaled: np.ndarray) -> np.ndarray:
         """Predictions in the units of y."""

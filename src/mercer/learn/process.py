@@ -1,0 +1,150 @@
+"""GaussianProcessRegressor: exact Gaussian processes, and kernel centres above what a factor can hold."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from mercer.errors import NotPositiveDefiniteError, StructureError
+from mercer.learn import plan as planning
+from mercer.learn.likelihood import Likelihood
+from mercer.learn.regress import KernelRegressor, as_given
+from mercer.learn.tune import Clock
+from mercer.linalg import Cholesky
+
+BLOCK = 4096  # rows of a block of kernel values
+BOUND = 10.0  # times the rounding error of a difference of two variances: what may be clipped to zero
+
+
+class GaussianProcessRegressor(KernelRegressor):
+    """Gaussian process regression: y = f(x) + e, f ~ GP(0, k), e ~ N(0, noise).
+
+    kernel: a psd Kernel, or None: a variance times the best of Laplace, Matern 5/2 and Gaussian, a lengthscale for
+    each column. noise: > 0, variance of e; None: learned. Other parameters as in KernelRidge.
+    Fitted: kernel_, noise_ (both for standardised data), plan_, conformal_. Cost: n^3 / 3 flops up to 5,000 rows;
+    above, m kernel centres: n m^2 flops. Error: above 5,000 rows the variance is that of the m-centre model plus
+    the part of the prior that the centres do not see, so it is never too small there.
+    Source [rasmussen2006, alg. 2.1], [quinonero2005, eq. 24].
+    """
+
+    _profile = False
+    _noise_name = "noise"
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        noise: float | None = None,
+        *,
+        learn: bool = True,
+        standardize: bool | None = None,
+        time_budget: float | None = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.noise, self.learn, self.standardize = kernel, noise, learn, standardize
+        self.time_budget, self.progress, self.random_state = time_budget, progress, random_state
+
+    def _choose(self, n: int, clock: Clock) -> planning.Plan:
+        chosen = super()._choose(n, clock)
+        if chosen.algorithm != "cg":
+            return chosen
+        centres = min(planning.CENTRES, n)  # a variance needs a factor, which CG has not
+        return planning.Plan("nystrom", n, landmarks=centres, memory=4 * n * centres + 24 * centres**2)
+
+    def _factors(self, n: int) -> list[float]:
+        return [] if self.learn else super()._factors(n)  # the likelihood's noise is the one the variance means
+
+    def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        self._data = super()._fit(table, y)
+        self._roots = [self._factor.lower] if self._factor is not None else self._centre_roots(self._data[0])
+        return self._data
+
+    @torch.no_grad()
+    def _centre_roots(self, x: Tensor) -> list[Tensor]:
+        """Factors of K_mm and of K_mn K_nm / noise + K_mm, the matrices of the variance of the centres' model."""
+        z = self._points.double()
+        middle = self.kernel_.block(z, z)
+        middle.diagonal().add_(self.plan_.jitter)
+        total = self.noise_ * middle
+        for rows in x.split(BLOCK):
+            block = self.kernel_.block(rows, z)
+            total += block.mT @ block
+        return [Cholesky().factor(middle).lower, Cholesky().factor(total).lower]
+
+    @torch.no_grad()
+    def _variance(self, x: Tensor) -> Tensor:
+        """The posterior variance of f at scaled x, `n`; never negative."""
+        points = self._points.double()
+        found = []
+        for rows in x.split(BLOCK):
+            prior = self.kernel_.diagonal(rows)
+            cross = self.kernel_.block(points, rows)
+            seen = torch.linalg.solve_triangular(self._roots[0], cross, upper=False).square().sum(0)
+            rest = prior - seen
+            n = len(points)
+            bound = BOUND * n * torch.finfo(torch.float64).eps * (1 + float(prior.max()) / self.noise_) * prior
+            if bool((rest < -bound - 1e-12).any()):
+                worst = float(rest.min())
+                raise NotPositiveDefiniteError(
+                    f"the predicted variance is {worst:.3g}, below rounding: add noise", worst
+                )
+            rest = rest.clamp_min(0)
+            if len(self._roots) == 2:
+                known = torch.linalg.solve_triangular(self._roots[1], cross, upper=False).square().sum(0)
+                rest = rest + self.noise_ * known
+            found.append(rest)
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Mean of f at X: n d; with return_std also its standard deviation, noise not included, in units of y."""
+        mean = super().predict(X)
+        if not return_std:
+            return mean
+        table, _ = self._read(X, reset=False)
+        deviation = self._variance(self.scaler_(table)).sqrt().numpy()[:, None] * self.target_.scale
+        return mean, as_given(X, deviation[:, 0] if self._vector else deviation)
+
+    @property
+    def theta_(self) -> np.ndarray:
+        """Logarithms of the kernel's parameters, in order, then of the noise."""
+        check_is_fitted(self, "kernel_")
+        flat = [p.detach().flatten().numpy() for p in self.kernel_.parameters()]
+        return np.concatenate([*flat, [math.log(self.noise_)]])
+
+    def log_marginal_likelihood(self, theta: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
+        """log p(y | X, theta) of the (standardised) training data, summed over outputs; theta as `theta_`.
+
+        With eval_gradient also the gradient in theta. Raises StructureError on a model without its training data.
+        """
+        check_is_fitted(self, "kernel_")
+        if not hasattr(self, "_data"):
+            raise StructureError(
+                "a model made from its state has no training targets: fit it to ask for its likelihood"
+            )
+        present = self.theta_
+        kernel = self.kernel_.requires_grad_(True)
+        target = Likelihood(kernel, self.noise_, [self._data], profile=False)
+        try:
+            value, slope = target.evaluate(theta, gradient=eval_gradient)
+        finally:
+            target.theta = present
+            kernel.requires_grad_(False)
+        return (value, slope) if eval_gradient else value
+
+    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(JSON-able values, arrays) of the fitted model, with the factors that the variance needs."""
+        values, arrays = super().get_state()
+        roots = {f"root.{i}": root.numpy() for i, root in enumerate(self._roots)}
+        return values, arrays | roots
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> GaussianProcessRegressor:
+        """The fitted model that `get_state` described."""
+        found = super().from_state(values, arrays)
+        found._roots = [torch.tensor(arrays[key]) for key in ("root.0", "root.1") if key in arrays]
+        return found
