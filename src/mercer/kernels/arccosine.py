@@ -40,7 +40,7 @@ class ArcCosine(Kernel):
     J_0 = pi - t, J_1 = sin t + (pi - t) cos t: infinitely many random step (order 0) or ReLU (order 1) features,
     2 E[step(w.x) step(w.y) (w.x)^order (w.y)^order] for standard normal w; step(0) = 1/2 at the zero vector.
     order: 0 or 1.
-    Claims: symmetric, psd, positive. Source [cho2009, eq. 3-6].
+    Claims: symmetric, psd, positive. Source [cho2009, sec. 2].
     """
 
     claims = PSD | {Claim.POSITIVE}

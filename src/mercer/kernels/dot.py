@@ -36,7 +36,7 @@ class Polynomial(ProfileKernel):
     """Polynomial kernel: (sum_i x_i y_i / lengthscale_i^2 + offset)^degree.
 
     degree: integer >= 1. lengthscale: () or (d,), > 0, in the units of x. offset: (), > 0: the weight of lower degrees.
-    Claims: symmetric, psd. Source [rasmussen2006, eq. 4.22].
+    Claims: symmetric, psd. Source [rasmussen2006, sec. 4.2.2].
     """
 
     statistic = Statistic.DOT

@@ -20,7 +20,7 @@ class Hamming(Kernel):
     Each column holds codes; only equality matters, so their order and spacing do not.
     lengthscale: () or (d,), > 0, a pure number: how many mismatches reduce the kernel by a factor e.
     Claims: symmetric, psd, unit diagonal, separable, positive. Not differentiable in x (its gradient there is zero).
-    Source [couto2005; kondor2002, sec. 4.3 (complete graphs)].
+    Source [kondor2002]: the diffusion kernel of a product of complete graphs, scaled to 1 on the diagonal.
     """
 
     claims = PSD | {Claim.UNIT_DIAGONAL, Claim.SEPARABLE, Claim.POSITIVE}

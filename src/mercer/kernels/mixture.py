@@ -24,7 +24,7 @@ class SpectralMixture(Kernel):
     weights: (q,), > 0, the variances. frequencies: (q, d), > 0, in cycles per unit of x. scales: (q, d), > 0, the
     standard deviation of each frequency.
     Claims: symmetric, psd, stationary.
-    Source [wilson2013, eq. 11-12], with the joint cosine that eq. 11 gives in more than one column.
+    Source [wilson2013, eq. 12], with one cosine of the joint phase, as the mirrored mixture has it.
     """
 
     claims = PSD | {Claim.STATIONARY}

@@ -32,7 +32,7 @@ class Periodic(ProfileKernel):
     Each column is wound onto a circle, where the kernel is Gaussian.
     lengthscale: () or (d,), > 0, a pure number. period: () or (d,), > 0, in the units of x.
     Claims: symmetric, psd, stationary, unit diagonal, separable, positive.
-    Source [mackay1998, eq. 47].
+    Source [mackay1998; rasmussen2006, eq. 4.31].
     """
 
     statistic = Statistic.SQUARED_DISTANCE

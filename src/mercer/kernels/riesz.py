@@ -14,7 +14,7 @@ from mercer.statistic import Statistic
 
 
 class Riesz(ProfileKernel):
-    """Riesz kernel: -(|x - y| / lengthscale)^power. Its MMD with power = 1 is half the squared energy distance.
+    """Riesz kernel: -(|x - y| / lengthscale)^power. With power = 1 its squared MMD is the energy distance.
 
     power: in (0, 2). lengthscale: () or (d,), > 0, in the units of x.
     Claims: symmetric, conditionally positive definite (not psd: every value is <= 0), stationary, isotropic.
