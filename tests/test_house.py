@@ -112,7 +112,7 @@ def test_sizes(path):
 
 
 def test_the_spine_can_be_read_in_an_hour():
-    lines = {p.name: len(p.read_text().splitlines()) for p in SOURCE.glob("*.py")}
+    lines = {p.name: sum(bool(line.strip()) for line in p.read_text().splitlines()) for p in SOURCE.glob("*.py")}
     assert sum(lines.values()) <= SPINE_LINES, lines
 
 

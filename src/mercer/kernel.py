@@ -161,62 +161,52 @@ class ProfileKernel(Kernel, ABC):
 
 
 class _Combined(Kernel, ABC):
-    """What sums and products of kernels share: every part is asked, `join` combines the answers."""
+    """What sums and products of kernels share: every part is asked, and the answers are joined."""
+
+    _rule: ClassVar[Any]  # claims of the parts -> claims of the whole
+    _join: ClassVar[Any]  # two values -> one
+    _log_join: ClassVar[Any]  # the same for their logarithms
+    _symbol: ClassVar[str]
 
     def __init__(self, *parts: Kernel):
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.claims = self._combine([k.claims for k in parts])
-
-    @staticmethod
-    @abstractmethod
-    def _combine(parts: list[Claims]) -> Claims:
-        """The claims of the whole."""
+        self.claims = self._rule([k.claims for k in parts])
 
     def _each(self, ask: Callable[[Kernel], Any], join: Callable[[Any, Any], Any]) -> Any:
         return functools.reduce(join, [ask(cast(Kernel, k)) for k in self.parts])
 
-    def arguments(self) -> dict[str, Any]:
-        return {"parts": list(self.parts)}
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._each(lambda k: k.block(x, y), self._join)
+
+    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._each(lambda k: k.log_block(x, y), self._log_join)
+
+    def diagonal(self, x: Tensor) -> Tensor:
+        return self._each(lambda k: k.diagonal(x), self._join)
 
     def workspace(self, d: int) -> int:
         return self._each(lambda k: k.workspace(d), operator.add)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"parts": list(self.parts)}
+
+    def __repr__(self) -> str:
+        return self._symbol.join(f"({k!r})" if isinstance(k, Sum) else repr(k) for k in self.parts)
 
 
 class Sum(_Combined):
     """k1(x, y) + k2(x, y) + ..."""
 
-    _combine = staticmethod(claims.of_sum)
-
-    def block(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._each(lambda k: k.block(x, y), operator.add)
-
-    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._each(lambda k: k.log_block(x, y), torch.logaddexp)
-
-    def diagonal(self, x: Tensor) -> Tensor:
-        return self._each(lambda k: k.diagonal(x), operator.add)
-
-    def __repr__(self) -> str:
-        return " + ".join(repr(k) for k in self.parts)
+    _rule, _symbol = staticmethod(claims.of_sum), " + "
+    _join, _log_join = staticmethod(operator.add), staticmethod(torch.logaddexp)
 
 
 class Product(_Combined):
     """k1(x, y) * k2(x, y) * ... (entry by entry)."""
 
-    _combine = staticmethod(claims.of_product)
-
-    def block(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._each(lambda k: k.block(x, y), operator.mul)
-
-    def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._each(lambda k: k.log_block(x, y), operator.add)
-
-    def diagonal(self, x: Tensor) -> Tensor:
-        return self._each(lambda k: k.diagonal(x), operator.mul)
-
-    def __repr__(self) -> str:
-        return " * ".join(f"({k!r})" if isinstance(k, Sum) else repr(k) for k in self.parts)
+    _rule, _symbol = staticmethod(claims.of_product), " * "
+    _join, _log_join = staticmethod(operator.mul), staticmethod(operator.add)
 
 
 class Scaled(Kernel):
