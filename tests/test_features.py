@@ -12,7 +12,18 @@ from sklearn.kernel_approximation import RBFSampler
 from mercer.errors import StructureError
 from mercer.features import Favor, Fourier, Orthogonal
 from mercer.features.fourier import haar
-from mercer.kernels import ExpDot, Gaussian, Laplace, Linear, Matern
+from mercer.kernels import (
+    Cosine,
+    ExpDot,
+    Gaussian,
+    InverseMultiquadric,
+    Laplace,
+    Linear,
+    Logistic,
+    Matern,
+    RationalQuadratic,
+    SpectralMixture,
+)
 from mercer.operators import LowRank, PositiveLowRank
 
 DOUBLE = torch.float64
@@ -214,3 +225,57 @@ def test_what_cannot_be_is_refused_by_name():
         Fourier(Gaussian(), 3, 7)
     with pytest.raises(StructureError, match="negative"):
         Fourier(Gaussian(), 3, 8).log_features(normal(2, 3))
+
+
+SPECTRAL = {
+    "gaussian-ard": Gaussian([0.5, 1.0, 2.0]),
+    "matern12": Matern(0.5),
+    "laplace-ard": Laplace([0.5, 1.0, 2.0]),
+    "rational": RationalQuadratic(),
+    "imq": InverseMultiquadric(),
+    "logistic": Logistic(),
+    "cosine": Cosine(),
+    "mixture": SpectralMixture([0.7, 1.2], [[0.1, 0.2, 0.3], [0.4, 0.1, 0.2]], [[0.1] * 3, [0.2] * 3]),
+    "warped": Gaussian().warp(torch.nn.Linear(3, 2)),
+    "scaled-columns": (3.0 * Matern(1.5)).on([2, 0]),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_every_spectrum_is_that_of_its_kernel(name):
+    kernel = SPECTRAL[name].requires_grad_(False)
+    x = 0.7 * normal(6, 3, seed=4)
+    g, exact = rng(9), kernel.block(x, x)
+    draws = torch.stack([Fourier(kernel, 3, 64, g).block(x, x) for _ in range(400)])
+    z = (draws.mean(0) - exact) / (draws.std(0) / 20 + 1e-9 * exact.max())
+    assert z.abs().max() < 4.5
+    assert (draws.std(0) < 0.4 * float(exact.abs().max())).all()
+
+
+def test_features_equal_their_formulas():
+    x = normal(4, 3)
+    fourier = Fourier(Gaussian(0.6).scale(2.5), 3, 6, rng(1))
+    favor = Favor(ExpDot(lengthscale=1.4), 3, 5, generator=rng(2))
+    for row, cosines, positive in zip(
+        x.tolist(), fourier.features(x).tolist(), favor.features(x).tolist(), strict=True
+    ):
+        u, v = [c / 0.6 for c in row], [c / 1.4 for c in row]
+        phases = [sum(a * b for a, b in zip(w, u, strict=True)) for w in fourier.frequencies.tolist()]
+        wanted = [math.sqrt(2.5 / 3) * f(p) for f in (math.cos, math.sin) for p in phases]
+        assert max(abs(a - b) for a, b in zip(cosines, wanted, strict=True)) < 1e-12
+        size = sum(c * c for c in v) / 2
+        dots = [sum(a * b for a, b in zip(w, v, strict=True)) for w in favor.frequencies.tolist()]
+        wanted = [math.exp(p - size) / math.sqrt(5) for p in dots]
+        assert max(abs(a / b - 1) for a, b in zip(positive, wanted, strict=True)) < 1e-12
+
+
+@pytest.mark.parametrize("at", [39, 33, 8, 1])
+def test_a_huge_later_key_does_not_reach_earlier_rows(at):
+    """A constant shared by all keys would push the features of earlier ones below the smallest number."""
+    left, right, v = normal(40, 6, seed=1), normal(40, 6, seed=2), normal(40, 2, seed=3)
+    before = PositiveLowRank(left, right).tril().normalised() @ v
+    right[at:] += 1e5
+    v[at:] += 1
+    after = PositiveLowRank(left, right).tril().normalised() @ v
+    assert (after[:at] - before[:at]).abs().max() < 1e-14
+    assert torch.isfinite(after).all() and (after[at:] - before[at:]).abs().min() > 1e-3
