@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,8 +104,15 @@ def test_blocks_rows_and_entries(case):
     close(op[4, -1], matrix[..., 4, -1])
     close(op[:, 2], matrix[..., 2])
     close(op[1:3].mT @ vectors(2, 1), matrix[..., 1:3, :].mT @ vectors(2, 1))
-    with pytest.raises(IndexError, match="row 10 is out of range"):
-        op[10]
+    close(op[[-1, -10]].dense(), matrix[..., [-1, -10], :])
+    close(op[np.int64(3)], matrix[..., 3, :])
+    for bad, words in (
+        (10, "row 10 is out of range"),
+        ([0, -11], "row -11"),
+        (torch.ones(4).bool(), r"expected \(10,\)"),
+    ):
+        with pytest.raises(IndexError, match=words):
+            op[bad]
 
 
 @case_of
@@ -232,6 +240,10 @@ def test_errors_repeat_the_question():
         op @ vectors(6, 1)
     with pytest.raises(TypeError, match=r"A is torch.float64, v is torch.float32"):
         op @ vectors(5, 1).float()
+    with pytest.raises(TypeError, match="x is torch.float64, y is torch.float32"):
+        Gaussian()(vectors(6, 2), vectors(5, 2).float())
+    with pytest.raises(TypeError, match=r"k \+ Constant\(1.0\)"):
+        Gaussian() + 1.0
     with pytest.raises(TypeError, match="multiply the kernels"):
         op * op
     with pytest.raises(ShapeError, match="cannot be added"):

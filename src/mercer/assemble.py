@@ -64,6 +64,8 @@ def candidates(request: Request) -> list[Candidate]:
         importlib.import_module("mercer.operators")  # the one backend loader: the operators' files hold the rules
     if request.x.d != request.y.d:
         raise ShapeError(f"k(x, y): y.d is {request.y.d}, x.d is {request.x.d}")
+    if request.x.points.dtype != request.y.points.dtype:
+        raise TypeError(f"k(x, y): x is {request.x.points.dtype}, y is {request.y.points.dtype}; convert one of them")
     found = []
     for propose in _RULES:
         operator = propose(request)

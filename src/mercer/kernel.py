@@ -77,7 +77,9 @@ class Kernel(WithParameters, ABC):
         return {name: getattr(self, name) for name in names}
 
     def __add__(self, other: Kernel) -> Kernel:
-        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
+        if not isinstance(other, Kernel):
+            raise TypeError(f"k + {other!r}: a kernel adds to a kernel; for a number write k + Constant({other!r})")
+        return Sum(self, other)
 
     def __mul__(self, other: Kernel | float) -> Kernel:
         if isinstance(other, Kernel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -95,10 +96,10 @@ class Operator(ABC):
         rows, cols = index if isinstance(index, tuple) else (index, slice(None))
         r, c = _positions(rows, self.shape[-2], "row"), _positions(cols, self.shape[-1], "column")
         part = self._select(r, c)
-        if isinstance(rows, int) or isinstance(cols, int):
+        if isinstance(rows, Integral) or isinstance(cols, Integral):
             block = part.dense()
-            block = block.squeeze(-2) if isinstance(rows, int) else block
-            return block.squeeze(-1) if isinstance(cols, int) else block
+            block = block.squeeze(-2) if isinstance(rows, Integral) else block
+            return block.squeeze(-1) if isinstance(cols, Integral) else block
         return part
 
     def __matmul__(self, v: Tensor | Operator) -> Any:
@@ -128,19 +129,23 @@ class Operator(ABC):
 
 
 def _positions(index: Any, size: int, axis: str) -> Tensor:
-    if isinstance(index, int):
-        if not -size <= index < size:
-            raise IndexError(f"{axis} {index} is out of range for {size}")
-        index = [index % size]
+    """A slice, an integer, a mask or an index tensor as positions in 0 ... size - 1."""
     if isinstance(index, slice):
         return torch.arange(size)[index]
-    at = torch.as_tensor(index)
-    return at.nonzero().squeeze(-1) if at.dtype == torch.bool else at.to(torch.long)
+    at = torch.as_tensor([int(index)] if isinstance(index, Integral) else index)
+    if at.dtype == torch.bool:
+        if at.shape != (size,):
+            raise IndexError(f"the {axis} mask has shape {tuple(at.shape)}; expected ({size},)")
+        return at.nonzero().squeeze(-1)
+    at = at.to(torch.long)
+    outside = at[(at < -size) | (at >= size)]
+    if len(outside):
+        raise IndexError(f"{axis} {int(outside[0])} is out of range for {size}")
+    return at % max(size, 1)
 
 
 def _inherit(op: Operator, of: Operator, shape: Iterable[int] | None = None) -> None:
-    op.shape = of.shape if shape is None else torch.Size(shape)
-    op.dtype, op.device = of.dtype, of.device
+    op.dtype, op.device, op.shape = of.dtype, of.device, torch.Size(of.shape if shape is None else shape)
 
 
 class Sum(Operator):
