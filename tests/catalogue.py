@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer import features as f
 from mercer import kernels as k
 from mercer import operators as o
 
@@ -116,7 +117,7 @@ KERNELS = [
     KernelCase("Gaussian", lambda d: k.Gaussian(1.3), lambda x, y: math.exp(-_r2(x, y) / (2 * 1.3**2))),
     KernelCase("Gaussian-ard", lambda d: k.Gaussian(_ard(d)), _gaussian_ard),
     KernelCase(
-        "Laplace", lambda d: k.Laplace(1.4), lambda x, y: math.exp(-sum(abs(a - b) for a, b in zip(x, y)) / 1.4)
+        "Laplace", lambda d: k.Laplace(1.4), lambda x, y: math.exp(-sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 1.4)
     ),
     KernelCase("Matern12", lambda d: k.Matern(0.5, 1.2), _matern(0.5, 1.2)),
     KernelCase("Matern32", lambda d: k.Matern(1.5, 1.2), _matern(1.5, 1.2)),
@@ -302,4 +303,42 @@ CANNOT: dict[tuple[str, str], str] = {
     ("Tiled-softmax", "empty"): "a softmax over no columns is not defined",
     ("Tiled-causal-softmax", "empty"): "a softmax over no columns is not defined",
     ("Normalised", "empty"): "a normalised row needs at least one column",
+}
+
+
+@dataclass(frozen=True)
+class FeatureCase:
+    """A feature map on d columns and the kernel it stands for."""
+
+    name: str
+    make: Callable[[int], Any]
+    kernel: Callable[[], k.Kernel]
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _landmarks(d: int) -> Tensor:
+    return torch.randn(12, d, generator=_generator(5), dtype=torch.float64)
+
+
+FEATURES = [
+    FeatureCase("Fourier", lambda d: f.Fourier(k.Matern(1.5), d, 128, _generator()), lambda: k.Matern(1.5)),
+    FeatureCase("Orthogonal", lambda d: f.Orthogonal(k.Gaussian(1.5), d, 128, _generator()), lambda: k.Gaussian(1.5)),
+    FeatureCase("Favor", lambda d: f.Favor(k.ExpDot(2.0), d, 128, generator=_generator()), lambda: k.ExpDot(2.0)),
+    FeatureCase("Nystrom", lambda d: f.Nystrom(k.Gaussian(1.5), _landmarks(d)), lambda: k.Gaussian(1.5)),
+]
+
+
+def _network() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+
+
+# kernels whose reference is not a scalar formula: their own test files hold it
+ROLE_KERNELS: dict[str, Callable[[], k.Kernel]] = {
+    **{case.name: (lambda case=case: case.make(3)) for case in KERNELS},
+    **{f"features.{case.name}": (lambda case=case: case.make(3)) for case in FEATURES},
+    "EmpiricalNTK": lambda: k.EmpiricalNTK(_network()),
 }
