@@ -85,6 +85,32 @@ def squared_distance(x: Tensor, y: Tensor, kink: bool = False) -> Tensor:
     return _SquaredDistance.apply(x, y, kink)
 
 
+class _L1Distance(torch.autograd.Function):
+    """torch's fused distance forward; gradients column by column, so that they can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return torch.cdist(x, y, p=1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        left, right = [], []
+        for difference in _differences(x, y):
+            signed = g * difference.sign()
+            left.append(signed.sum(-1))
+            right.append(-signed.sum(-2))
+        if not left:
+            return torch.zeros_like(x), torch.zeros_like(y)
+        return torch.stack(left, -1).sum_to_size(x.shape), torch.stack(right, -1).sum_to_size(y.shape)
+
+
 def exp(x: Tensor, factor: float = 1.0) -> Tensor:
     """e^(factor x) through exp2, several times faster on CPUs.
 
@@ -108,5 +134,5 @@ def pairwise(statistic: Statistic, x: Tensor, y: Tensor) -> Tensor:
     if statistic is Statistic.DOT:
         return x @ y.mT
     if statistic is Statistic.L1_DISTANCE:
-        return sum((difference.abs() for difference in _differences(x, y)), _zeros(x, y))
+        return _L1Distance.apply(x, y)
     return squared_distance(x, y, kink=statistic is Statistic.DISTANCE)
