@@ -36,15 +36,21 @@ class KernelAttention(nn.Module):
         self.kernel, self.is_causal, self.fused = kernel, is_causal, fused
 
     @shapes("q: ... n d, k: ... m d, v: ... m c, weights: ... m -> ... n c")
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None) -> Tensor:
-        """q: ... n d, k: ... m d, v: ... m c -> ... n c. weights: ... m, >= 0, the keys' measure; 0 hides a key."""
-        if self.fused and isinstance(self.kernel, ExpDot) and (weights is None or not self.is_causal):
-            fitting = _fused(self.kernel, q, k, v, weights, self.is_causal)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None, is_causal: bool | None = None
+    ) -> Tensor:
+        """q: ... n d, k: ... m d, v: ... m c -> ... n c. weights: ... m, >= 0, the keys' measure; 0 hides a key.
+
+        is_causal: for this call only, in place of the layer's.
+        """
+        is_causal = self.is_causal if is_causal is None else is_causal
+        if self.fused and isinstance(self.kernel, ExpDot) and (weights is None or not is_causal):
+            fitting = _fused(self.kernel, q, k, v, weights, is_causal)
             if fitting is not None:
                 return fitting
         batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         operator = self.kernel(q, k)
-        operator = (operator.tril() if self.is_causal else operator).stabilised()
+        operator = (operator.tril() if is_causal else operator).stabilised()
         columns = torch.cat([v, torch.ones_like(v[..., :1])], -1)
         if weights is not None:
             columns = columns * weights.to(v.dtype).unsqueeze(-1)
@@ -135,7 +141,6 @@ class MultiheadKernelAttention(nn.Module):
             for t, w, b in zip(tensors, weights, biases, strict=True)
         ]
         seen = None if key_padding_mask is None else (~key_padding_mask).to(query.dtype).unsqueeze(-2)
-        self.attend.is_causal = is_causal
-        mixed = self.attend(*heads, seen).transpose(-3, -2).flatten(-2)
+        mixed = self.attend(*heads, seen, is_causal).transpose(-3, -2).flatten(-2)
         out = self.out_proj(mixed)
         return (out.transpose(0, 1) if query.ndim == 3 and not self.batch_first else out), None
