@@ -117,7 +117,9 @@ KERNELS = [
     KernelCase("Gaussian", lambda d: k.Gaussian(1.3), lambda x, y: math.exp(-_r2(x, y) / (2 * 1.3**2))),
     KernelCase("Gaussian-ard", lambda d: k.Gaussian(_ard(d)), _gaussian_ard),
     KernelCase(
-        "Laplace", lambda d: k.Laplace(1.4), lambda x, y: math.exp(-sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 1.4)
+        "Laplace",
+        lambda d: k.Laplace(1.4),
+        lambda x, y: math.exp(-sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 1.4),
     ),
     KernelCase("Matern12", lambda d: k.Matern(0.5, 1.2), _matern(0.5, 1.2)),
     KernelCase("Matern32", lambda d: k.Matern(1.5, 1.2), _matern(1.5, 1.2)),
@@ -341,4 +343,45 @@ ROLE_KERNELS: dict[str, Callable[[], k.Kernel]] = {
     **{case.name: (lambda case=case: case.make(3)) for case in KERNELS},
     **{f"features.{case.name}": (lambda case=case: case.make(3)) for case in FEATURES},
     "EmpiricalNTK": lambda: k.EmpiricalNTK(_network()),
+}
+
+_F, _OP, _FE, _NN, _CMP = (
+    f"tests/test_{room}.py::test_" for room in ("kernels", "operators", "features", "nn", "compare")
+)
+_LIN, _LEARN = "tests/test_linalg.py::test_", "tests/test_learn.py::test_"
+
+# every public name -> the test that holds it against something that is not mercer
+COVERED: dict[str, str] = {
+    **{f"kernels.{type(case.make(3)).__name__}": _F + "formula" for case in KERNELS},
+    "kernels.Columns": _F + "formula",
+    "kernels.Kernel": _F + "all_triples_obey_the_algebra",
+    "kernels.ProfileKernel": _F + "mixed_derivative_at_coincident_points",
+    "kernels.EmpiricalNTK": "tests/test_ntk.py::test_kernel_equals_the_double_loop",
+    **{
+        f"operators.{name}": _OP + "product_and_transpose"
+        for name in ("Tiled", "Dense", "LowRank", "Shifted", "Sum", "Composed", "Scaled", "Selected", "Normalised")
+    },
+    "operators.Diagonal": _OP + "product_and_transpose",
+    "operators.Operator": _OP + "product_and_transpose",
+    "operators.PositiveLowRank": _FE + "positive_lowrank_equals_its_matrix",
+    "features.Fourier": _FE + "features_equal_their_formulas",
+    "features.Orthogonal": _FE + "orthogonal_directions_reduce_the_error",
+    "features.Favor": _FE + "features_equal_their_formulas",
+    "features.Nystrom": _LIN + "nystrom_equals_the_formula_and_is_exact_at_landmarks",
+    "linalg.Cholesky": _LIN + "cholesky_agrees_with_scipy",
+    "linalg.Factor": _LIN + "cholesky_agrees_with_scipy",
+    "linalg.CG": _LIN + "cg_agrees_with_scipy_and_direct",
+    "linalg.Preconditioner": _LIN + "preconditioners_save_iterations",
+    "linalg.PivotedCholesky": _LIN + "preconditioners_save_iterations",
+    "linalg.NystromPreconditioner": _LIN + "preconditioners_save_iterations",
+    "linalg.Woodbury": _LIN + "woodbury_is_the_inverse",
+    "compare.mmd": _CMP + "statistic_equals_the_double_loop",
+    "compare.squared_mmd": _CMP + "statistic_equals_the_double_loop",
+    "compare.MMDResult": _CMP + "null_draws_are_the_statistic_of_permuted_samples",
+    "compare.median_kernel": _CMP + "units_do_not_matter_and_the_seed_does",
+    "compress.thin": "tests/test_compress.py::test_walk_is_the_published_halving",
+    "nn.KernelAttention": _NN + "attention_equals_the_loop",
+    "nn.MultiheadKernelAttention": _NN + "multihead_loads_torch_weights",
+    "nn.KernelConv": _NN + "conv_direct_and_fft_equal_the_loop",
+    "nn.SpectralConv": _NN + "spectral_conv_equals_its_definition",
 }
