@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import numbers
 from abc import ABC
 from typing import Any
 
@@ -23,7 +24,7 @@ from mercer.learn.conformal import LocalConformal
 from mercer.learn.solve import Fitted, centres, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
-from mercer.learn.tune import LAST, Clock, defaults, learn
+from mercer.learn.tune import LAST, SPREAD, Clock, defaults, learn
 
 log = logging.getLogger("mercer")
 
@@ -35,6 +36,8 @@ class KernelEstimator(BaseEstimator, ABC):
 
     _profile = True  # the output scale is not a parameter: only the ratio of noise to scale decides predictions
     _noise_name = "alpha"
+    _least = 1e-6  # noise that learning may reach
+    _spread = SPREAD
 
     def _read(self, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
         if reset and y is None:
@@ -46,7 +49,7 @@ class KernelEstimator(BaseEstimator, ABC):
 
     def _check(self) -> None:
         noise = getattr(self, self._noise_name)
-        if noise is not None and not (np.isscalar(noise) and np.isfinite(noise) and noise > 0):
+        if noise is not None and not (isinstance(noise, numbers.Real) and 0 < float(noise) < float("inf")):
             raise ValueError(f"{self._noise_name} is {noise}; expected a number > 0, or None to learn it")
         if self.kernel is not None and not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
@@ -67,6 +70,7 @@ class KernelEstimator(BaseEstimator, ABC):
         found = learn(
             candidates, noise, x, y, clock, generator,
             profile=self._profile, keep_noise=given is not None, progress=self.progress,
+            least=self._least, spread=self._spread,
         )  # fmt: skip
         return found.kernel, found.noise
 
@@ -80,7 +84,7 @@ class KernelEstimator(BaseEstimator, ABC):
         self.target_, scaled = Target.fit(y, self._ours() or self.learn)
         x = self.scaler_(table)
         kernel, noise = self._learned(x, scaled, clock, generator)
-        plan = self._choose(len(x), clock)
+        plan = self._choose(kernel, x, scaled.shape[1], clock)
         factors = self._factors(len(x))
         with torch.no_grad():
             if plan.algorithm == "cholesky":
@@ -91,9 +95,9 @@ class KernelEstimator(BaseEstimator, ABC):
         self._keep(kernel, fitted, clock)
         return x, scaled
 
-    def _choose(self, n: int, clock: Clock) -> planning.Plan:
+    def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
         left = None if clock.seconds is None else max(clock.seconds - clock.used(), 1.0)
-        return planning.choose(n, left)
+        return planning.choose(len(x), planning.kernel_rate(kernel, x), left, outputs)
 
     def _factors(self, n: int) -> list[float]:
         """Multiples of the noise to try on all rows: none where all rows were already learned from."""

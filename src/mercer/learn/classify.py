@@ -24,6 +24,8 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
     Source [rasmussen2006, sec. 6.5], [guo2017, sec. 4.2].
     """
 
+    _least = 1e-2  # labels that can be separated would drive it to nothing
+
     def __init__(
         self,
         kernel: Any = None,
@@ -49,11 +51,11 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
             raise DataError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least two")
         one = np.eye(len(self.classes_))[codes]
         self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
-        self.calibration_ = Calibration.fit(self._spread(self._left_out.numpy()), codes)
+        self.calibration_ = Calibration.fit(self._each_class(self._left_out.numpy()), codes)
         del self._left_out
         return self
 
-    def _spread(self, scores: np.ndarray) -> np.ndarray:
+    def _each_class(self, scores: np.ndarray) -> np.ndarray:
         """One score for each class, in units of membership."""
         found = self.target_.back(scores)
         return np.concatenate([-found, found], 1) if found.shape[1] == 1 else found
@@ -61,7 +63,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "kernel_")
         table, _ = self._read(X, reset=False)
-        return self.calibration_.logits(self._spread(self._scores(self.scaler_(table))))
+        return self.calibration_.logits(self._each_class(self._scores(self.scaler_(table))))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""

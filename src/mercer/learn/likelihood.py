@@ -13,7 +13,7 @@ from mercer.kernel import Kernel
 from mercer.linalg.cholesky import Cholesky
 
 NARROW, WIDE = -11.5, 11.5  # of the logarithm of a positive parameter, unless it starts outside
-NOISE = (math.log(1e-6), math.log(1e4))
+LEAST, MOST = 1e-6, 1e4  # noise
 
 
 class Likelihood:
@@ -28,6 +28,7 @@ class Likelihood:
 
     def __init__(self, kernel: Kernel, noise: float, parts: Sequence[tuple[Tensor, Tensor]], profile: bool = True):
         self.kernel, self.parts, self.profile, self.keep_noise = kernel, list(parts), profile, False
+        self.least = LEAST
         self.named: list[tuple[str, nn.Parameter]] = [(n, p) for n, p in kernel.named_parameters() if p.requires_grad]
         self.log_noise = math.log(noise)
         self._cholesky = Cholesky()
@@ -55,7 +56,7 @@ class Likelihood:
                 found.append((min(NARROW, v - 1), max(WIDE, v + 1)) if logarithm else (None, None))
         if self.keep_noise:
             return [*found, (self.log_noise, self.log_noise)]
-        return [*found, (min(NOISE[0], self.log_noise), max(NOISE[1], self.log_noise))]
+        return [*found, (min(math.log(self.least), self.log_noise), max(math.log(MOST), self.log_noise))]
 
     def _part(self, x: Tensor, y: Tensor, gradient: bool) -> tuple[float, list[Tensor], float]:
         n, outputs = y.shape

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mercer.kernel import Kernel
 from mercer.memory import memory_budget
 
-log = logging.getLogger("mercer")
-
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
-FULL_ROWS = 30_000  # the whole matrix in float32 takes 3.6 GB here
 CENTRES = 3000
+PATIENCE = 12.0  # seconds for a solve when no budget was given
+STEPS, FLOP = 50, 6e-11  # iterations of a typical solve; seconds of one multiply-add of a stored product
+RATE_ROWS = 512
 COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse, temporary
 
 
@@ -39,22 +43,40 @@ class Plan:
         return asdict(self)
 
 
-def choose(n: int, seconds: float | None = None, budget: int | None = None) -> Plan:
-    """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then kernel centres."""
-    budget = memory_budget() if budget is None else budget
+@torch.no_grad()
+def kernel_rate(kernel: Kernel, x: Tensor) -> float:
+    """Kernel values a second, measured on one small float32 block."""
+    some = x[:RATE_ROWS].float()
+    kernel.block(some[:8], some[:8])  # first calls load code; they are not what a long product costs
+    start = time.perf_counter()
+    kernel.block(some, some)
+    return max(len(some), 1) ** 2 / max(time.perf_counter() - start, 1e-6)
+
+
+def choose(n: int, rate: float = 1e8, seconds: float | None = None, outputs: int = 1) -> Plan:
+    """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then kernel centres.
+
+    rate: kernel values a second. seconds: what the solve may take (None: 12). The memory budget decides.
+    """
+    budget, seconds = memory_budget(), PATIENCE if seconds is None else seconds
     exact = COPIES * 8 * n * n
     if n <= EXACT_ROWS and exact <= budget:
         return Plan("cholesky", n, memory=exact)
-    full = 4 * n * n + 4 * n * 1500 * 3
-    if n <= FULL_ROWS and full <= budget and (seconds is None or seconds > 5 + 20 * (n / FULL_ROWS) ** 2):
+    columns = 5 * outputs
+    full = 4 * n * n + 4 * n * (4500 + 6 * columns)
+    if full <= budget and n * n * (1 / rate + STEPS * columns * FLOP) <= seconds:
         return Plan("cg", n, landmarks=min(1500, n // 8), memory=full)
-    centres = min(CENTRES, n, max(200, int((budget / 64) ** 0.5)))
-    if n > 60_000:
-        centres = min(centres, 1500)
-    if seconds is not None:  # a pass over n centres costs about 3e-9 n m seconds and there are about 30
-        centres = max(200, min(centres, int(seconds / (1e-7 * n))))
-    stored = min(4 * n * centres, budget // 2)
-    return Plan("nystrom", n, landmarks=centres, memory=stored + 3 * 8 * centres**2)
+    centres = min(CENTRES, n, max(200, int((budget / 96) ** 0.5)))
+    while centres > 200 and _centre_seconds(n, centres, rate, columns, budget) > seconds:
+        centres = int(0.8 * centres)
+    stored = 4 * n * centres
+    small = 4 * 8 * centres**2 + 4 * n * columns * 3
+    return Plan("nystrom", n, landmarks=centres, memory=small + (stored if stored + small <= budget else 2**23))
+
+
+def _centre_seconds(n: int, m: int, rate: float, columns: int, budget: int) -> float:
+    passes = 1 if 4 * n * m + 32 * m * m <= budget else 2 * STEPS  # kept in memory, or formed again for each product
+    return n * m * (passes / rate + 2 * STEPS * columns * FLOP) + m**3 * 1e-10
 
 
 def sentence(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.errors import NotPositiveDefiniteError, StructureError
+from mercer.kernel import Kernel
 from mercer.learn import plan as planning
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.regress import KernelRegressor, as_given
@@ -49,12 +50,12 @@ class GaussianProcessRegressor(KernelRegressor):
         self.kernel, self.noise, self.learn, self.standardize = kernel, noise, learn, standardize
         self.time_budget, self.progress, self.random_state = time_budget, progress, random_state
 
-    def _choose(self, n: int, clock: Clock) -> planning.Plan:
-        chosen = super()._choose(n, clock)
+    def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
+        chosen = super()._choose(kernel, x, outputs, clock)
         if chosen.algorithm != "cg":
             return chosen
-        centres = min(planning.CENTRES, n)  # a variance needs a factor, which CG has not
-        return planning.Plan("nystrom", n, landmarks=centres, memory=4 * n * centres + 24 * centres**2)
+        centres = min(planning.CENTRES, len(x))  # a variance needs a factor, which CG has not
+        return planning.Plan("nystrom", len(x), landmarks=centres, memory=4 * len(x) * centres + 24 * centres**2)
 
     def _factors(self, n: int) -> list[float]:
         return [] if self.learn else super()._factors(n)  # the likelihood's noise is the one the variance means

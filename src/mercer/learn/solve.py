@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from dataclasses import dataclass
@@ -78,6 +79,46 @@ class _Columnwise(Operator):
 
     def cost(self, rhs: int = 1) -> Cost:
         return self.k.cost(rhs)
+
+
+class _Folded(Operator):
+    """For each column v the inverse of mask F F^T mask + noise I: Woodbury with one small factor for each fold.
+
+    A preconditioner of all rows would be far off on part of them: leaving rows out moves the small eigenvalues.
+    """
+
+    def __init__(self, factor: Tensor, fold: Tensor, mask: Tensor, outputs: int, noise: float):
+        self.f, self.mask, self.outputs, self.noise = factor, mask, outputs, noise
+        parts = [(factor[fold == i].mT @ factor[fold == i]).double() for i in range(int(fold.max()) + 1)]
+        total = torch.stack(parts).sum(0)
+        self.lower = [self._root(total), *[self._root(total - part) for part in parts]]
+        n = len(factor)
+        self.shape, self.dtype, self.device, self.claims = torch.Size([n, n]), factor.dtype, factor.device, PSD
+
+    def _root(self, gram: Tensor) -> Tensor:
+        gram.diagonal().add_(self.noise)
+        return Cholesky().factor(gram).lower
+
+    def only(self, fold: int, times: int, mask: Tensor) -> _Folded:
+        """The same for columns that all leave out one fold."""
+        found = copy.copy(self)
+        found.lower, found.mask = [self.lower[fold + 1]], mask
+        found.outputs = times * self.outputs
+        return found
+
+    def matmul(self, v: Tensor) -> Tensor:
+        inner = self.f.mT @ (self.mask * v)
+        columns = inner.double().split(self.outputs, 1)
+        each = [torch.cholesky_solve(c, lower) for c, lower in zip(columns, self.lower, strict=True)]
+        return (v - self.mask * (self.f @ torch.cat(each, 1).to(v.dtype))) / self.noise
+
+    @property
+    def mT(self) -> Operator:
+        return self
+
+    def cost(self, rhs: int = 1) -> Cost:
+        n, r = self.f.shape
+        return Cost(2.0 * n * r * r, 4.0 * n * r * rhs, float(n) * rhs * self.dtype.itemsize)
 
 
 class _Falkon(Operator):
@@ -158,14 +199,15 @@ def whole(
         k = k if k.claims & PSD == PSD else Shifted(k, 0.0)
         diagonal = float(k.diagonal().mean())
         levels = [max(a, FLOOR * diagonal) for a in _noises(noise, factors)]
-        inverse = NystromPreconditioner(plan.landmarks, generator).prepare(Shifted(k, levels[0]))
-        solver = CG(inverse, TOLERANCE, 150, lambda i, r: clock.over() and i >= 10)
         fold, mask = _masks(n, FOLDS, outputs, generator)
+        factor = NystromPreconditioner(plan.landmarks, generator).factor(k)
+        inverse = _Folded(factor, fold, mask, outputs, levels[0])
+        solver = CG(inverse, TOLERANCE, 150, lambda i, r: clock.over() and i >= 10)
         steps, chosen = 0, levels[0]
         if len(levels) > 1:  # one fold decides the noise
             held = mask[:, outputs : 2 * outputs].repeat(1, len(levels))
             each = torch.tensor(levels, dtype=torch.float32).repeat_interleave(outputs)
-            trial = CG(inverse, 5 * TOLERANCE, 60, lambda i, r: clock.over() and i >= 10)
+            trial = CG(inverse.only(0, len(levels), held), 5 * TOLERANCE, 60, lambda i, r: clock.over() and i >= 10)
             found = _solve(trial, _Columnwise(k, held, each), held * rows.repeat(1, len(levels)))
             out = fold == 0
             guess = k.matmul(found.value)[out].reshape(-1, len(levels), outputs)

@@ -21,8 +21,9 @@ from mercer.learn.likelihood import Likelihood
 
 log = logging.getLogger("mercer")
 
-FIRST, LAST = 500, 1200  # rows for the first sight of a kernel, and for the last steps
-SPREAD = 2.0  # deviation of the prior of a log lengthscale around that of the median distance
+FIRST, LAST = 500, 1000  # rows for the first sight of a kernel, and for the last steps
+UNTOLD = 60.0  # seconds of a fit when nobody said
+SPREAD = 1.0  # deviation of the prior of a log lengthscale around that of the median distance
 Progress = Callable[[str, float], object]
 
 
@@ -43,8 +44,9 @@ class Clock:
         return time.perf_counter() - self.start
 
     def over(self, share: float = 1.0) -> bool:
-        """Whether this share of the seconds is used up, or the user interrupted."""
-        return self.interrupted or (self.seconds is not None and self.used() > share * self.seconds)
+        """Whether this share of the seconds is used up (None: share of a minute), or the user interrupted."""
+        limit = UNTOLD if self.seconds is None else self.seconds
+        return self.interrupted or self.used() > share * limit
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def parts(x: Tensor, y: Tensor, rows: int, generator: torch.Generator) -> list[t
 class _Climb:
     """One ascent: remembers the best point, adds the prior, stops on time."""
 
-    def __init__(self, target: Likelihood, clock: Clock, share: float, progress: Progress | None):
+    def __init__(self, target: Likelihood, clock: Clock, share: float, progress: Progress | None, spread: float):
         self.target, self.clock, self.share, self.progress = target, clock, share, progress
+        self.spread = spread
         self.best, self.at = -math.inf, target.theta
         names = [(n, p.numel()) for n, p in target.named]
         self.soft = np.array([n.endswith("log_lengthscale") for n, k in names for _ in range(k)] + [False])
@@ -103,8 +106,8 @@ class _Climb:
             value, slope = self.target.evaluate(theta)
         except NotPositiveDefiniteError:
             return 1e30, np.zeros_like(theta)
-        off = np.where(self.soft, (theta - self.centre) / SPREAD, 0.0)
-        value, slope = value - 0.5 * float(off @ off), slope - off / SPREAD
+        off = np.where(self.soft, (theta - self.centre) / self.spread, 0.0)
+        value, slope = value - 0.5 * float(off @ off), slope - off / self.spread
         if not (math.isfinite(value) and np.isfinite(slope).all()):
             return 1e30, np.zeros_like(theta)
         if value > self.best:
@@ -129,12 +132,12 @@ class _Climb:
 
 
 def _start(
-    kernel: Kernel, noise: float, rows: Sequence[tuple[Tensor, Tensor]], profile: bool, keep: bool
+    kernel: Kernel, noise: float, rows: Sequence[tuple[Tensor, Tensor]], profile: bool, keep: bool, least: float
 ) -> Likelihood:  # fmt: skip
     """The best of a few common factors of all lengthscales and of the noise."""
     best: tuple[float, np.ndarray | None] = (-math.inf, None)
     target = Likelihood(kernel, noise, rows, profile)
-    target.keep_noise, origin = keep, target.theta
+    target.keep_noise, target.least, origin = keep, least, target.theta
     soft = np.array([n.endswith("log_lengthscale") for n, p in target.named for _ in range(p.numel())] + [False])
     for factor in (0.0, -1.5, 1.0) if soft.any() else (0.0,):
         for change in (0.0,) if keep else (0.0, -3.0):
@@ -153,6 +156,8 @@ def _start(
 def learn(
     candidates: Sequence[Kernel], noise: float, x: Tensor, y: Tensor, clock: Clock, generator: torch.Generator,
     profile: bool = True, keep_noise: bool = False, progress: Progress | None = None, share: float = 0.5,
+    least: float = 1e-6,
+    spread: float = SPREAD,
 ) -> Learned:  # fmt: skip
     """The candidate and parameters of the largest marginal likelihood.
 
@@ -161,8 +166,8 @@ def learn(
     few = parts(x, y, FIRST, generator)
     climbs = []
     for place, kernel in enumerate(candidates):
-        target = _start(copy.deepcopy(kernel), noise, few, profile, keep_noise)
-        climb = _Climb(target, clock, share * 0.5 * (place + 1) / len(candidates), progress)
+        target = _start(copy.deepcopy(kernel), noise, few, profile, keep_noise, least)
+        climb = _Climb(target, clock, share * 0.5 * (place + 1) / len(candidates), progress, spread)
         climbs.append((climb.run(25), target))
         if clock.interrupted:
             break
@@ -170,6 +175,6 @@ def learn(
     if not clock.over(share):
         more = parts(x, y, LAST, generator)
         target.parts = more
-        value = _Climb(target, clock, share, progress).run(60)
+        value = _Climb(target, clock, share, progress, spread).run(40)
     log.info("learned %r, noise %.3g", target.kernel, math.exp(target.log_noise))
     return Learned(target.kernel, math.exp(target.log_noise), value)

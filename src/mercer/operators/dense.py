@@ -12,6 +12,8 @@ from mercer.claims import LINEAR, NO_CLAIMS, Claim, Claims
 from mercer.operator import Cost, Operator
 from mercer.operators.tiled import COPIES, KERNEL_FLOPS, TILE, Tiled
 
+THIN = 32  # columns up to which a product is better taken transposed
+
 
 class Dense(Operator):
     """A stored matrix `... n m`, or the promise of one that is formed at its first use.
@@ -41,6 +43,8 @@ class Dense(Operator):
         return self._matrix
 
     def matmul(self, v: Tensor) -> Tensor:
+        if 1 < v.shape[-1] <= THIN:  # the same product, but BLAS runs it more than twice as fast in this order
+            return (v.mT @ self.matrix.mT).mT
         return self.matrix @ v
 
     @property
