@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mercer.errors import ShapeError
+from mercer.claims import Claim
+from mercer.errors import ShapeError, StructureError
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
 from mercer.operators.pivoted import pivoted_cholesky
@@ -32,7 +33,7 @@ def cholesky_landmarks(kernel: Kernel, x: Tensor, rank: int, generator: torch.Ge
 class Nystrom(FeatureMap):
     """Features of any psd kernel from m landmarks z: phi(x) phi(y)^T = k(x, z) k(z, z)^+ k(z, y).
 
-    kernel: psd. landmarks: m d. Exact where x or y is a landmark.
+    kernel: psd (else StructureError). landmarks: m d. Exact where x or y is a landmark.
     Claims: symmetric, psd. Cost: m kernel values and m^2 flops for each row; m^3 once per parameter change.
     Error: K - phi phi^T is psd; it falls with the eigenvalues of K beyond m.
     Source [williams2001].
@@ -42,6 +43,8 @@ class Nystrom(FeatureMap):
 
     def __init__(self, kernel: Kernel, landmarks: Any):
         super().__init__()
+        if Claim.PSD not in kernel.claims:
+            raise StructureError(f"Nystrom needs a psd kernel; {kernel!r} does not claim it")
         points = torch.as_tensor(landmarks)
         if points.ndim != 2 or not len(points):
             raise ShapeError(f"Nystrom.landmarks has shape {tuple(points.shape)}; expected m d with m >= 1")

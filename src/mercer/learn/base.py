@@ -21,6 +21,7 @@ from mercer.errors import DataError, StructureError
 from mercer.kernel import Kernel
 from mercer.learn import plan as planning
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.refine import ROWS, refine
 from mercer.learn.solve import Fitted, centres, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
@@ -72,7 +73,14 @@ class KernelEstimator(BaseEstimator, ABC):
             profile=self._profile, keep_noise=given is not None, progress=self.progress,
             least=self._least, spread=self._spread,
         )  # fmt: skip
-        return found.kernel, found.noise
+        if given is not None or not self._profile:
+            return found.kernel, found.noise
+        rows = torch.randperm(len(x), generator=generator)[:ROWS]
+        return refine(found.kernel, found.noise, x[rows], y[rows], self._judge, clock, self._least)
+
+    def _judge(self, left_out: Tensor, y: Tensor) -> float:
+        """The error of left-out predictions of scaled y."""
+        return float((left_out - y).square().mean())
 
     def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         """Learn and solve for y: n c; sets the fitted attributes; returns (scaled x, scaled y)."""
@@ -80,7 +88,8 @@ class KernelEstimator(BaseEstimator, ABC):
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         generator = torch.Generator().manual_seed(int(seed))
         # y is put on a scale of one wherever something is learned; with nothing to learn the numbers stay as given
-        self.scaler_ = Scaler.fit(table) if self._ours() else Scaler.identity(table.shape[1])
+        self._common = Scaler.fit(table)  # where the width of intervals is looked up, whatever the kernel sees
+        self.scaler_ = self._common if self._ours() else Scaler.identity(table.shape[1])
         self.target_, scaled = Target.fit(y, self._ours() or self.learn)
         x = self.scaler_(table)
         kernel, noise = self._learned(x, scaled, clock, generator)
@@ -140,7 +149,7 @@ class KernelEstimator(BaseEstimator, ABC):
 
     def _local(self, x: Tensor, scores: np.ndarray) -> np.ndarray:
         """Where the width of intervals is looked up: the relevant columns, and the prediction."""
-        z = x.numpy() if not np.isinf(self.scaler_.scale).any() else Scaler.fit(self._raw)(x.numpy()).numpy()
+        z = x.numpy() if self._ours() else self._common(x.numpy()).numpy()
         return np.concatenate([z * self._relevance(), scores * scores.shape[1] ** -0.5], 1)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -149,11 +158,12 @@ class KernelEstimator(BaseEstimator, ABC):
             "noise": float(getattr(self, f"{self._noise_name}_")),
             "plan": self.plan_.as_dict(),
             "columns": len(self.scaler_.centre),
+            "standardize": self._ours(),
             "names": [str(n) for n in getattr(self, "feature_names_in_", [])] or None,
         }
         arrays = {
             "points": self._points.numpy(), "weights": self._weights.numpy(),
-            "x_centre": self.scaler_.centre, "x_scale": self.scaler_.scale,
+            "x_centre": self._common.centre, "x_scale": self._common.scale,
             "y_centre": self.target_.centre, "y_scale": self.target_.scale,
         }  # fmt: skip
         return values, arrays
@@ -166,7 +176,9 @@ class KernelEstimator(BaseEstimator, ABC):
         if values["names"]:
             self.feature_names_in_ = np.array(values["names"], dtype=object)
         self._points, self._weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
-        self.scaler_ = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
+        self._common = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
+        self.standardize = bool(values["standardize"])
+        self.scaler_ = self._common if self.standardize else Scaler.identity(self.n_features_in_)
         self.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
         self._factor = None
 
