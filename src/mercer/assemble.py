@@ -12,7 +12,7 @@ from mercer.errors import MemoryBudgetError, ShapeError
 from mercer.budget import memory_budget
 from mercer.operator import Diagonal, Operator
 
-FLOPS_PER_SECOND = 2e9  # a nominal core doing kernel arithmetic; only the ratios between candidates decide
+FLOPS_PER_SECOND = 2e10  # about one core on float32 tiles; the choice depends on ratios alone
 
 
 @dataclass(frozen=True)
