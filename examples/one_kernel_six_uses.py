@@ -10,7 +10,7 @@ y, truth = (torch.sin(6 * t[:, 0]) * t[:, 1] for t in (x, z))
 k = kernels.Matern(2.5, lengthscale=0.5)
 
 model = learn.KernelRidge(k, random_state=0).fit(x, y)
-error = abs(model.predict(z) - truth.numpy()).max()
+error = (model.predict(z) - truth).abs().max().item()
 p_value = compare.mmd(k, x, z, generator=g).p_value
 coreset = compress.thin(k, x, 16, generator=g)
 phi = features.Orthogonal(k, d=2, rank=1024, generator=g)
