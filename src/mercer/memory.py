@@ -1,1 +1,0 @@
-from mercer.budget import free_memory, memory, memory_budget, parse_bytes  # noqa: F401
