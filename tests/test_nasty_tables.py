@@ -127,7 +127,7 @@ def test_gaps_are_named_when_fitting_and_when_predicting(name: str, bad: float) 
     if name != "classifier":
         target = y.copy()
         target[3] = bad
-        with pytest.raises(DataError, match="y holds .* at row 3"):
+        with pytest.raises(DataError, match=r"y holds .* at row 3"):
             LEARNERS[name]().fit(x, target)
 
 

@@ -35,7 +35,13 @@ START = 0.1  # noise relative to the output scale, before anything is learned
 class KernelEstimator(BaseEstimator, ABC):
     """Base of the kernel learners: not public, and of no use alone."""
 
-    _profile = True  # the output scale is not a parameter: only the ratio of noise to scale decides predictions
+    kernel: Any
+    learn: bool
+    standardize: bool | None
+    time_budget: float | None
+    progress: Any
+    random_state: Any
+    _profile: bool = True  # the output scale is not a parameter: only the ratio of noise to scale decides predictions
     _noise_name = "alpha"
     _least = 1e-6  # noise that learning may reach
     _spread = SPREAD
@@ -90,6 +96,7 @@ class KernelEstimator(BaseEstimator, ABC):
         # y is put on a scale of one wherever something is learned; with nothing to learn the numbers stay as given
         self._common = Scaler.fit(table)  # where the width of intervals is looked up, whatever the kernel sees
         self.scaler_ = self._common if self._ours() else Scaler.identity(table.shape[1])
+        self._width_scaler = Scaler.identity(table.shape[1]) if self._ours() else Scaler.fit(table)
         self.target_, scaled = Target.fit(y, self._ours() or self.learn)
         x = self.scaler_(table)
         kernel, noise = self._learned(x, scaled, clock, generator)
@@ -97,7 +104,7 @@ class KernelEstimator(BaseEstimator, ABC):
         factors = self._factors(len(x))
         with torch.no_grad():
             if plan.algorithm == "cholesky":
-                fitted = exact(kernel, noise, x, scaled, plan, factors)
+                fitted = exact(kernel, noise, x, scaled, plan, factors, clock)
             else:
                 run = whole if plan.algorithm == "cg" else centres
                 fitted = run(kernel, noise, x, scaled, plan, factors, generator, clock)
@@ -137,20 +144,10 @@ class KernelEstimator(BaseEstimator, ABC):
         """The points that `kernel_` sees for rows of X: columns on their common scale, `n d` float64."""
         return self.scaler_(self._read(X, reset=False)[0])
 
-    def _relevance(self) -> np.ndarray:
-        """How much each column moves the kernel, of norm one: inverse lengthscales where it has one for each."""
-        d = len(self.scaler_.centre)
-        for part in self.kernel_.modules():
-            scale = getattr(part, "lengthscale", None)
-            if isinstance(scale, Tensor) and scale.shape == (d,):
-                inverse = 1 / scale.detach().numpy()
-                return inverse / np.linalg.norm(inverse)
-        return np.full(d, d**-0.5)
-
     def _local(self, x: Tensor, scores: np.ndarray) -> np.ndarray:
-        """Where the width of intervals is looked up: the relevant columns, and the prediction."""
+        """Where the width of intervals is looked up: the columns on their common scale, and the prediction."""
         z = x.numpy() if self._ours() else self._common(x.numpy()).numpy()
-        return np.concatenate([z * self._relevance(), scores * scores.shape[1] ** -0.5], 1)
+        return np.concatenate([z, scores], 1)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         values = {
@@ -164,6 +161,7 @@ class KernelEstimator(BaseEstimator, ABC):
         arrays = {
             "points": self._points.numpy(), "weights": self._weights.numpy(),
             "x_centre": self._common.centre, "x_scale": self._common.scale,
+            "width_centre": self._width_scaler.centre, "width_scale": self._width_scaler.scale,
             "y_centre": self.target_.centre, "y_scale": self.target_.scale,
         }  # fmt: skip
         return values, arrays
@@ -179,6 +177,7 @@ class KernelEstimator(BaseEstimator, ABC):
         self._common = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
         self.standardize = bool(values["standardize"])
         self.scaler_ = self._common if self.standardize else Scaler.identity(self.n_features_in_)
+        self._width_scaler = Scaler(np.array(arrays["width_centre"]), np.array(arrays["width_scale"]))
         self.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
         self._factor = None
 

@@ -43,5 +43,9 @@ class Calibration:
         """temperature * scores + bias."""
         return self.temperature * scores + self.bias
 
+    def loss(self, scores: np.ndarray, codes: np.ndarray) -> float:
+        """The mean log loss, in nats."""
+        return -float(log_softmax(self.logits(scores), 1)[np.arange(len(codes)), codes].mean())
+
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         return softmax(self.logits(scores), 1)

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
+from torch import Tensor
 
 from mercer.errors import DataError
 from mercer.learn.base import KernelEstimator
@@ -24,7 +25,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
     Source [rasmussen2006, sec. 6.5], [guo2017, sec. 4.2].
     """
 
-    _least = 1e-2  # labels that can be separated would drive it to nothing
+    _least = 1e-3  # labels that can be separated would drive it to nothing
 
     def __init__(
         self,
@@ -54,6 +55,11 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         self.calibration_ = Calibration.fit(self._each_class(self._left_out.numpy()), codes)
         del self._left_out
         return self
+
+    def _judge(self, left_out: Tensor, y: Tensor) -> float:
+        scores = self._each_class(left_out.numpy())
+        truth = self._each_class(y.numpy()).argmax(1)
+        return Calibration.fit(scores, truth).loss(scores, truth)
 
     def _each_class(self, scores: np.ndarray) -> np.ndarray:
         """One score for each class, in units of membership."""

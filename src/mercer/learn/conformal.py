@@ -9,9 +9,12 @@ import numpy as np
 import torch
 
 from mercer.errors import DataError, ShapeError
+from mercer.kernels import Gaussian
 from mercer.learn.table import Scaler, plain, refuse_gaps
+from mercer.learn.tune import Clock, learn
 
-ROWS = 800  # from which the local scale is learned
+ROWS, SEEN = 800, 500  # from which the local scale, and the relevance of each column, are learned
+ENOUGH = 60  # rows below which no relevance is learned
 KEPT = 20_000  # scores kept
 WIDTHS, RIDGES, SHRINK = (0.5, 1.0, 2.0, 4.0), (0.3, 1.0, 3.0, 10.0, 30.0), (0.0, 0.5, 1.0)
 WIDEST = 20.0  # no place is believed to be this many times noisier or quieter than the middle
@@ -51,11 +54,16 @@ class LocalConformal:
         refuse_gaps(wrong, "residuals")
         self.scaler = Scaler.fit(table) if self.scale else Scaler.identity(table.shape[1])
         z = self.scaler(table)
+        self.relevance = torch.ones(z.shape[1], dtype=torch.float64)
         random = np.random.default_rng(self.random_state)
-        rows = np.sort(random.permutation(len(z))[:ROWS])
-        self.points, target = z[rows], torch.from_numpy(np.log(np.abs(wrong) + self._floor(wrong)))
-        self.middle = target.mean(0)
-        self._smooth(target[rows] - self.middle)
+        order = random.permutation(len(z))
+        rows = np.sort(order[:ROWS])
+        target = torch.from_numpy(np.log(np.abs(wrong) + self._floor(wrong)))
+        target = target - target.mean(0)
+        if len(z) >= ENOUGH:
+            self._weigh(z[order[:SEEN]], target[order[:SEEN]])
+        self.points = z[rows] * self.relevance
+        self._smooth(target[rows])
         local = self._log_scale(z)
         local[rows] = self._left_out
         kept = random.permutation(len(z))[:KEPT]
@@ -65,6 +73,16 @@ class LocalConformal:
     @staticmethod
     def _floor(wrong: np.ndarray) -> np.ndarray:
         return 1e-3 * np.abs(wrong).mean(0) + 1e-300
+
+    def _weigh(self, z: torch.Tensor, t: torch.Tensor) -> None:
+        """Columns by how much they move log |residual|: inverse lengthscales of a Gaussian kernel, learned."""
+        start = Gaussian(torch.full((z.shape[1],), max(math.sqrt(z.shape[1]), 1.0), dtype=torch.float64))
+        if not bool((t != t[0]).any()):
+            return
+        generator = torch.Generator().manual_seed(0)
+        found = learn([start], 3.0, z, t, Clock.of(4.0), generator, least=0.1, spread=0.7).kernel
+        inverse = 1 / found.get_parameter("log_lengthscale").detach().exp()
+        self.relevance = inverse / inverse.square().mean().sqrt()
 
     def _smooth(self, t: torch.Tensor) -> None:
         """Lengthscale and ridge of the least leave-one-out error, for each a few values."""
@@ -85,7 +103,7 @@ class LocalConformal:
 
     def _log_scale(self, z: torch.Tensor) -> torch.Tensor:
         found = []
-        for part in z.split(8192):
+        for part in (z * self.relevance).split(8192):
             near = torch.exp(-0.5 * _squared(part, self.points) / (self.width**2 * self.unit))
             found.append(near @ self.weights)
         return torch.cat(found) if found else torch.zeros(0, self.weights.shape[1], dtype=torch.float64)
@@ -139,10 +157,9 @@ class LocalConformal:
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) from which `from_state` makes the same object."""
         values = {"scale": self.scale, "width": self.width, "unit": self.unit}
-        arrays = {"points": self.points.numpy(), "weights": self.weights.numpy(), "scores": self.scores}
-        return values, {
-            **arrays, "shrink": self.shrink, "centre": self.scaler.centre, "deviation": self.scaler.scale
-        }  # fmt: skip
+        arrays = {"points": self.points.numpy(), "weights": self.weights.numpy(), "relevance": self.relevance.numpy()}
+        arrays |= {"centre": self.scaler.centre, "deviation": self.scaler.scale}
+        return values, arrays | {"scores": self.scores, "shrink": self.shrink}
 
     @classmethod
     def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalConformal:
@@ -150,6 +167,7 @@ class LocalConformal:
         found = cls(bool(values["scale"]))
         found.width, found.unit = float(values["width"]), float(values["unit"])
         found.points, found.weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
+        found.relevance = torch.tensor(arrays["relevance"])
         found.scores, found.shrink = np.array(arrays["scores"]), np.array(arrays["shrink"])
         found.scaler = Scaler(np.array(arrays["centre"]), np.array(arrays["deviation"]))
         return found

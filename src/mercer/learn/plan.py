@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.budget import memory_budget
 from mercer.kernel import Kernel
-from mercer.memory import memory_budget
 
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
 CENTRES = 3000
 PATIENCE = 12.0  # seconds for a solve when no budget was given
 STEPS, FLOP = 50, 6e-11  # iterations of a typical solve; seconds of one multiply-add of a stored product
+EXACT = 5e-11  # seconds of the exact path for each cubed row
 RATE_ROWS = 512
 COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse, temporary
 
@@ -60,7 +61,7 @@ def choose(n: int, rate: float = 1e8, seconds: float | None = None, outputs: int
     """
     budget, seconds = memory_budget(), PATIENCE if seconds is None else seconds
     exact = COPIES * 8 * n * n
-    if n <= EXACT_ROWS and exact <= budget:
+    if n <= EXACT_ROWS and exact <= budget and (n <= 1000 or n**3 * EXACT <= seconds):
         return Plan("cholesky", n, memory=exact)
     columns = 5 * outputs
     full = 4 * n * n + 4 * n * (4500 + 6 * columns)

@@ -33,7 +33,7 @@ class GaussianProcessRegressor(KernelRegressor):
     Source [rasmussen2006, alg. 2.1], [quinonero2005, eq. 24].
     """
 
-    _profile = False
+    _profile: bool = False
     _noise_name = "noise"
 
     def __init__(

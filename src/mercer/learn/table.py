@@ -45,7 +45,7 @@ def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = 
             raise ShapeError(f"y has {y.ndim} axes; expected n or n c")
     names = getattr(estimator, "feature_names_in_", None)
     refuse_gaps(table, "X", names)
-    if y is not None and not classes:
+    if y is not None and (not classes or y.dtype.kind == "f"):
         refuse_gaps(np.asarray(y, dtype=np.float64).reshape(len(table), -1), "y")
     if reset and table.dtype == np.float32:
         _warn_coarse(table, names)

@@ -1,0 +1,458 @@
+"""learn: estimators against scikit-learn, brute force and dense algebra."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.gaussian_process as peer
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, make_friedman1, make_moons
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+from sklearn.kernel_ridge import KernelRidge as PeerRidge
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import cross_val_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from mercer import kernels
+from mercer.budget import memory
+from mercer.errors import DataError, NotPositiveDefiniteError, StructureError
+from mercer.kernels import Constant, Gaussian, Laplace, Linear, Matern, Riesz
+from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal
+from mercer.learn.calibrate import Calibration
+from mercer.learn.likelihood import Likelihood
+from mercer.learn.plan import Plan, choose
+from mercer.learn.solve import FOLDS, centres, exact, whole
+from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.table import Scaler, Target
+from mercer.learn.tune import Clock
+
+REGRESSORS = [KernelRidge, GaussianProcessRegressor]
+ALL = [*REGRESSORS, KernelClassifier]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def problem(n: int = 60, d: int = 3, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = rng(seed)
+    x = random.normal(size=(n, d))
+    y = np.stack([np.sin(x[:, 0] + c) * x[:, 1] + 0.1 * random.normal(size=n) for c in range(outputs)], 1)
+    return x, y[:, 0] if outputs == 1 else y
+
+
+def gram(x: np.ndarray, z: np.ndarray, lengthscale: float) -> np.ndarray:
+    return np.exp(-((x[:, None] - z[None]) ** 2).sum(-1) / (2 * lengthscale**2))
+
+
+@parametrize_with_checks([KernelRidge(), GaussianProcessRegressor(), KernelClassifier()])
+def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_ridge_agrees_with_scikit_learn(outputs: int) -> None:
+    x, y = problem(outputs=outputs)
+    mine = KernelRidge(Gaussian(1.5), 0.1, learn=False).fit(x, y)
+    theirs = PeerRidge(kernel="rbf", gamma=1 / (2 * 1.5**2), alpha=0.1).fit(x, y)
+    new = rng(1).normal(size=(20, 3))
+    np.testing.assert_allclose(mine.predict(new), theirs.predict(new), rtol=0, atol=1e-8)
+    assert mine.predict(new).shape == theirs.predict(new).shape
+
+
+def test_process_agrees_with_scikit_learn() -> None:
+    x, y = problem(d=2)
+    kernel = Gaussian(torch.tensor([1.2, 0.7], dtype=torch.float64)).scale(1.7)
+    mine = GaussianProcessRegressor(kernel, 0.05, learn=False).fit(x, y)
+    theirs = peer.GaussianProcessRegressor(ConstantKernel(1.7) * RBF([1.2, 0.7]), alpha=0.05, optimizer=None).fit(x, y)
+    new = rng(1).normal(size=(15, 2))
+    mean, deviation = mine.predict(new, return_std=True)
+    wanted, spread = theirs.predict(new, return_std=True)
+    np.testing.assert_allclose(mean, wanted, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(deviation, spread, rtol=0, atol=1e-8)
+    value, slope = mine.log_marginal_likelihood(eval_gradient=True)
+    other, gradient = theirs.log_marginal_likelihood(theirs.kernel_.theta, eval_gradient=True)
+    assert value == pytest.approx(other, abs=1e-8)
+    np.testing.assert_allclose(slope[:-1], gradient, rtol=1e-8, atol=1e-8)
+    theta = mine.theta_
+    step = 1e-5 * np.eye(len(theta))[-1]
+    lml = mine.log_marginal_likelihood
+    assert (lml(theta + step) - lml(theta - step)) / 2e-5 == pytest.approx(slope[-1], rel=1e-5)
+    assert lml() == pytest.approx(value, abs=1e-12)  # asking elsewhere changed nothing
+
+
+@pytest.mark.parametrize("profile", [True, False])
+def test_likelihood_and_its_gradient_by_hand(profile: bool) -> None:
+    x, y = problem(25, 2, 2)
+    kernel = Matern(2.5, torch.tensor([0.9, 1.4]))
+    target = Likelihood(kernel, 0.2, [(torch.tensor(x), torch.tensor(y))], profile)
+    value, slope = target.evaluate()
+    a = kernel.block(torch.tensor(x), torch.tensor(x)).detach().numpy() + 0.2 * np.eye(25)
+    by_hand = 0.0
+    for c in range(2):
+        s = y[:, c] @ np.linalg.solve(a, y[:, c]) / 25 if profile else 1.0
+        by_hand -= 0.5 * (y[:, c] @ np.linalg.solve(s * a, y[:, c]) + np.linalg.slogdet(2 * np.pi * s * a)[1])
+    assert value == pytest.approx(by_hand, rel=1e-10)
+    theta = target.theta
+    for i in range(len(theta)):
+        step = 1e-5 * np.eye(len(theta))[i]
+        numeric = (target.evaluate(theta + step, False)[0] - target.evaluate(theta - step, False)[0]) / 2e-5
+        assert slope[i] == pytest.approx(numeric, rel=1e-5, abs=1e-6)
+
+
+def test_left_out_predictions_equal_refits() -> None:
+    x, y = problem(25)
+    fitted = exact(
+        Gaussian(1.3), 0.2, torch.tensor(x), torch.tensor(y)[:, None], Plan("cholesky", 25), [], Clock.of(None)
+    )
+    for i in (0, 7, 24):
+        keep = np.arange(25) != i
+        refit = PeerRidge(kernel="rbf", gamma=1 / (2 * 1.3**2), alpha=0.2).fit(x[keep], y[keep])
+        assert float(fitted.left_out[i]) == pytest.approx(float(refit.predict(x[[i]])[0]), abs=1e-10)
+
+
+def folds_of(n: int, seed: int, skip: int = 0) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seed)
+    if skip:
+        torch.randperm(n, generator=generator)
+    return (torch.randperm(n, generator=generator) % FOLDS).numpy()
+
+
+def test_whole_kernel_by_cg_equals_dense_solves_and_refits() -> None:
+    x, y = problem(300, 2, 2)
+    points, target = torch.tensor(x), torch.tensor(y)
+    plan = Plan("cg", 300, landmarks=60)
+    fitted = whole(Gaussian(0.8), 0.1, points, target, plan, [], torch.Generator().manual_seed(3), Clock.of(None))
+    k = gram(x, x, 0.8)
+    direct = np.linalg.solve(k + 0.1 * np.eye(300), y)
+    np.testing.assert_allclose(k @ fitted.weights.double().numpy(), k @ direct, atol=1e-2)
+    fold = folds_of(300, 3)
+    for f in (0, 3):
+        keep, out = fold != f, fold == f
+        refit = gram(x[out], x[keep], 0.8) @ np.linalg.solve(
+            gram(x[keep], x[keep], 0.8) + 0.1 * np.eye(keep.sum()), y[keep]
+        )
+        np.testing.assert_allclose(fitted.left_out.numpy()[out], refit, atol=2e-2)
+    assert fitted.plan.residual < 5e-3 and fitted.plan.iterations < 60
+
+
+def test_kernel_centres_by_cg_equal_the_normal_equations_and_refits() -> None:
+    x, y = problem(400, 2, 2)
+    plan = Plan("nystrom", 400, landmarks=50)
+    arguments = (torch.tensor(x), torch.tensor(y), plan, [], torch.Generator().manual_seed(3), Clock.of(None))
+    fitted = centres(Gaussian(0.8), 0.1, *arguments)
+    z = fitted.points.double().numpy()
+    k, middle = gram(x, z, 0.8), gram(z, z, 0.8) + fitted.plan.jitter * np.eye(50)
+
+    def normal(rows: np.ndarray) -> np.ndarray:
+        return k @ np.linalg.solve(k[rows].T @ k[rows] + 0.1 * middle, k[rows].T @ y[rows])
+
+    np.testing.assert_allclose(k @ fitted.weights.double().numpy(), normal(np.full(400, True)), atol=1e-2)
+    fold = folds_of(400, 3, skip=1)
+    for f in (0, 3):
+        np.testing.assert_allclose(fitted.left_out.numpy()[fold == f], normal(fold != f)[fold == f], atol=2e-2)
+    assert fitted.plan.residual < 2e-2 and fitted.plan.iterations < 40
+
+
+def test_products_are_streamed_when_they_do_not_fit() -> None:
+    x, y = problem(3000, 2)
+    with memory("24M"):
+        model = KernelRidge(random_state=0).fit(x, y)
+    assert model.plan_.algorithm == "nystrom" and model.plan_.memory < 2**25
+    new, truth = problem(500, 2, seed=9)
+    assert model.score(new, truth) > 0.97
+
+
+def test_plan_follows_rows_memory_and_seconds() -> None:
+    with memory("8G"):
+        assert choose(4000).algorithm == "cholesky"
+        assert choose(15_000, rate=1e9).algorithm == "cg"
+        assert choose(15_000, rate=1e9, seconds=2.0).algorithm == "nystrom"
+        assert choose(10**6, rate=1e9).algorithm == "nystrom"
+        assert choose(10**6, 1e9, 20.0).landmarks <= choose(10**6, 1e9, 200.0).landmarks
+    with memory("64M"):
+        assert choose(4000).algorithm != "cholesky" and choose(4000).memory <= 2**26
+
+
+@pytest.mark.parametrize("learner", REGRESSORS)
+def test_learned_defaults_are_good(learner: Any) -> None:
+    x, y = make_friedman1(700, 8, noise=1.0, random_state=0)
+    model = learner(random_state=0).fit(x[:300], y[:300])
+    assert model.score(x[300:], y[300:]) > 0.9  # the noise itself leaves 0.96
+    scales = next(p for n, p in model.kernel_.named_parameters() if n.endswith("log_lengthscale")).detach()
+    assert float(scales[5:].min()) > float(scales[[0, 1, 3]].max())  # columns 5, 6, 7 mean nothing
+
+
+def test_diabetes_is_no_worse_than_the_linear_model() -> None:
+    x, y = load_diabetes(return_X_y=True)
+    mine = cross_val_score(KernelRidge(random_state=0), x, y, cv=4).mean()
+    assert mine > cross_val_score(LinearRegression(), x, y, cv=4).mean() - 0.01
+
+
+@pytest.mark.parametrize("learner", REGRESSORS)
+def test_intervals_cover_and_follow_the_noise(learner: Any) -> None:
+    random = rng(0)
+    x = random.uniform(-2, 2, size=(1600, 2))
+    deviation = 0.1 + 0.5 * (x[:, 0] > 0)
+    y = np.sin(2 * x[:, 1]) + deviation * random.normal(size=1600)
+    model = learner(random_state=0).fit(x[:600], y[:600])
+    low, high = model.predict_interval(x[600:], 0.9)
+    inside, width = (low <= y[600:]) & (y[600:] <= high), high - low
+    assert 0.87 < inside.mean() < 0.93
+    noisy = x[600:, 0] > 0
+    assert width[noisy].mean() > 2.5 * width[~noisy].mean()
+    assert inside[noisy].mean() > 0.84 and inside[~noisy].mean() > 0.84
+    narrow = model.predict_interval(x[600:], 0.5)
+    assert 0.44 < ((narrow[0] <= y[600:]) & (y[600:] <= narrow[1])).mean() < 0.56
+    with pytest.raises(ValueError, match="coverage"):
+        model.predict_interval(x, 1.0)
+
+
+def test_intervals_of_equal_noise_keep_one_width() -> None:
+    random = rng(1)
+    x, r = random.normal(size=(800, 3)), random.normal(size=800)
+    low, high = LocalConformal().fit(x, r).interval(np.zeros(800), x, 0.9)
+    width = high - low
+    assert width.std() < 0.1 * width.mean() and width.mean() == pytest.approx(2 * 1.645, rel=0.1)
+
+
+def test_conformal_alone() -> None:
+    random = rng(2)
+    x = random.normal(size=(500, 2))
+    r = np.exp(x[:, :1]) * random.normal(size=(500, 2)) * [1.0, 100.0]
+    found = LocalConformal(random_state=0).fit(x, r)
+    values, arrays = found.get_state()
+    again = LocalConformal.from_state(json.loads(json.dumps(values)), arrays)
+    new = random.normal(size=(2000, 2))
+    truth = np.exp(new[:, :1]) * random.normal(size=(2000, 2)) * [1.0, 100.0]
+    low, high = found.interval(np.zeros((2000, 2)), new, 0.9)
+    np.testing.assert_array_equal(again.interval(np.zeros((2000, 2)), new, 0.9)[0], low)
+    assert (np.abs(((low <= truth) & (truth <= high)).mean(0) - 0.9) < 0.03).all()
+    pit = found.pit(np.zeros((2000, 2)), new, truth)
+    assert np.abs(np.quantile(pit, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.04
+    few = LocalConformal().fit(x[:5], r[:5])
+    assert np.isinf(few.interval(np.zeros((5, 2)), x[:5], 0.9)[1]).all()  # five rows cannot promise 90 %
+    with pytest.raises(DataError, match="fit"):
+        LocalConformal().spread(x)
+    with pytest.raises(DataError, match="row 3"):
+        LocalConformal().fit(x[:5], np.array([1, 1, 1, np.nan, 1]))
+
+
+def test_probabilities_are_calibrated_and_better_than_a_line() -> None:
+    x, y = make_moons(1500, noise=0.3, random_state=0)
+    model = KernelClassifier(random_state=0).fit(x[:500], y[:500])
+    p = model.predict_proba(x[500:])
+    line = LogisticRegression().fit(x[:500], y[:500]).predict_proba(x[500:])
+    assert log_loss(y[500:], p) < log_loss(y[500:], line) - 0.05
+    place = np.minimum((10 * p[:, 1]).astype(int), 9)
+    gaps = [abs(y[500:][place == i].mean() - p[place == i, 1].mean()) * (place == i).mean() for i in range(10)]
+    assert np.nansum(gaps) < 0.05
+    assert (model.predict(x) == model.classes_[model.predict_proba(x).argmax(1)]).all()
+
+
+def test_calibration_recovers_the_map_that_made_the_labels() -> None:
+    random = rng(0)
+    scores = random.normal(size=(20_000, 3))
+    logits = 2.5 * scores + np.array([0.0, 1.0, -1.0])
+    codes = (logits + random.gumbel(size=logits.shape)).argmax(1)
+    found = Calibration.fit(scores, codes)
+    assert found.temperature == pytest.approx(2.5, rel=0.05)
+    np.testing.assert_allclose(found.bias - found.bias[0], [0, 1, -1], atol=0.08)
+    np.testing.assert_allclose(found(scores).sum(1), 1)
+
+
+def test_many_classes_and_labels_of_any_kind() -> None:
+    random = rng(0)
+    centre = np.array([[0, 0], [4, 0], [0, 4]])
+    codes = random.integers(0, 3, 300)
+    x = centre[codes] + random.normal(size=(300, 2))
+    names = np.array(["ash", "birch", "cedar"])[codes]
+    model = KernelClassifier(random_state=0).fit(x, names)
+    assert model.score(x, names) > 0.93 and list(model.classes_) == ["ash", "birch", "cedar"]
+    assert model.predict_proba(x).shape == model.decision_function(x).shape == (300, 3)
+
+
+@pytest.mark.parametrize("learner", ALL)
+def test_states_pickles_and_clones(learner: Any) -> None:
+    x, y = problem(120)
+    y = (y > 0).astype(int) if learner is KernelClassifier else y
+    model = learner(random_state=0).fit(x, y)
+    again = clone(model)
+    assert not hasattr(again, "kernel_") and again.get_params() == model.get_params()
+    values, arrays = model.get_state()
+    assert all(isinstance(a, np.ndarray) for a in arrays.values())
+    for copy in (pickle.loads(pickle.dumps(model)), learner.from_state(json.loads(json.dumps(values)), arrays)):  # noqa: S301
+        np.testing.assert_allclose(copy.predict(x), model.predict(x), rtol=1e-12)
+        assert repr(copy.kernel_) == repr(model.kernel_) and copy.plan_ == model.plan_
+        if learner is KernelClassifier:
+            np.testing.assert_allclose(copy.predict_proba(x), model.predict_proba(x), rtol=1e-12)
+        else:
+            np.testing.assert_allclose(copy.predict_interval(x), model.predict_interval(x), rtol=1e-10)
+    if learner is GaussianProcessRegressor:
+        loaded = learner.from_state(values, arrays)
+        np.testing.assert_allclose(loaded.predict(x, True)[1], model.predict(x, True)[1], rtol=1e-10)
+        with pytest.raises(StructureError, match="training targets"):
+            loaded.log_marginal_likelihood()
+
+
+@pytest.mark.parametrize("learner", REGRESSORS)
+def test_containers_and_outputs(learner: Any) -> None:
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    x, y = problem(80, outputs=2)
+    wanted = learner(random_state=0).fit(x, y).predict(x)
+    assert wanted.shape == (80, 2)
+    names = ["a", "b", "c"]
+    for frame in (pandas.DataFrame(x, columns=names), polars.DataFrame(x, schema=names)):
+        model = learner(random_state=0).fit(frame, y)
+        np.testing.assert_allclose(model.predict(frame), wanted, rtol=1e-10)
+        assert list(model.feature_names_in_) == names
+    tensor = torch.tensor(x, dtype=torch.float32)
+    model = learner(random_state=0).fit(tensor, torch.tensor(y))
+    found = model.predict(tensor)
+    assert isinstance(found, torch.Tensor) and found.dtype == torch.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    assert isinstance(model.predict_interval(tensor)[0], torch.Tensor)
+
+
+def test_a_kernel_given_is_cloned_and_learned() -> None:
+    x, y = problem()
+    kernel = Gaussian(5.0)
+    model = KernelRidge(kernel, random_state=0).fit(x, y)
+    assert float(kernel.lengthscale.detach()) == pytest.approx(5.0) and float(model.kernel_.lengthscale) < 4
+    fixed = KernelRidge(kernel, 0.3, learn=False).fit(x, y)
+    assert float(fixed.kernel_.lengthscale) == pytest.approx(5.0) and fixed.alpha_ == 0.3
+    assert KernelRidge(kernel, 0.3).fit(x, y).alpha_ == 0.3
+    assert (
+        KernelRidge(random_state=3).fit(x, y).predict(x).tolist()
+        == KernelRidge(random_state=3).fit(x, y).predict(x).tolist()
+    )
+
+
+def test_bad_arguments_are_named() -> None:
+    x, y = problem()
+    with pytest.raises(ValueError, match="alpha"):
+        KernelRidge(alpha=-1.0).fit(x, y)
+    with pytest.raises(ValueError, match="noise"):
+        GaussianProcessRegressor(noise=0.0).fit(x, y)
+    with pytest.raises(TypeError, match="kernel"):
+        KernelRidge(kernel="rbf").fit(x, y)
+    with pytest.raises(StructureError, match="psd"):
+        KernelRidge(kernel=Riesz()).fit(x, y)
+
+
+def test_interrupting_keeps_the_best_so_far() -> None:
+    x, y = problem(200)
+    seen = []
+
+    def progress(what: str, value: float) -> None:
+        seen.append(value)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    model = KernelRidge(random_state=0, progress=progress).fit(x, y)
+    assert model.plan_.interrupted and "interrupted" in model.plan_.sentence and len(seen) == 5
+    assert model.score(x, y) > 0.5
+
+
+def test_seconds_are_kept_softly() -> None:
+    x, y = problem(2500, 6)
+    model = KernelRidge(random_state=0, time_budget=0.5).fit(x, y)
+    assert model.score(x, y) > 0.5 and model.plan_.algorithm == "nystrom"
+
+
+def test_variance_is_zero_at_noiseless_rows_and_never_negative() -> None:
+    x = np.linspace(-3, 3, 40)[:, None]
+    y = np.sin(x[:, 0])
+    model = GaussianProcessRegressor(Gaussian(0.8), 1e-8, learn=False).fit(x, y)
+    deviation = model.predict(np.concatenate([x, x + 10]), return_std=True)[1]
+    assert (deviation[:40] < 1e-3).all() and deviation[-1] == pytest.approx(1.0, rel=1e-3)
+    model._roots = [1.1 * torch.eye(40, dtype=torch.float64) * 1e-3]  # a factor of another matrix
+    with pytest.raises(NotPositiveDefiniteError, match="variance"):
+        model.predict(x, return_std=True)
+
+
+def test_process_beyond_the_factor_agrees_with_the_exact_one() -> None:
+    x, y = problem(700, 2)
+    kernel = Gaussian(1.0).scale(1.5)
+    whole_one = GaussianProcessRegressor(kernel, 0.05, learn=False).fit(x, y)
+    with memory("8M"):
+        parted = GaussianProcessRegressor(kernel, 0.05, learn=False, random_state=0).fit(x, y)
+    assert parted.plan_.algorithm == "nystrom" and parted.plan_.landmarks < 700
+    new = rng(5).normal(size=(50, 2))
+    (mean, deviation), (about, spread) = whole_one.predict(new, True), parted.predict(new, True)
+    np.testing.assert_allclose(about, mean, atol=0.03)
+    np.testing.assert_allclose(spread, deviation, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        Gaussian(torch.tensor([1.0, 2.0])),
+        Matern(1.5, 0.7).scale(2.0) + Linear() * 0.3,
+        Laplace(2.0).on([1]) * Gaussian().on([0, 1]),
+        Constant(2.0) + Gaussian(0.5),
+        kernels.RationalQuadratic(),
+        kernels.Periodic(),
+        kernels.Polynomial(3),
+    ],
+    ids=repr,
+)
+def test_kernels_as_plain_data(kernel: Any) -> None:
+    again = from_spec(json.loads(json.dumps(to_spec(kernel))))
+    x = torch.tensor(rng().normal(size=(9, 2)))
+    assert repr(again) == repr(kernel)
+    torch.testing.assert_close(again.block(x, x), kernel.block(x, x), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        {"name": "os.system", "arguments": {}},
+        {"name": "Gaussian", "arguments": {"lengthscale": float("nan")}},
+        {"name": "Gaussian", "arguments": {"lengthscale": -1.0}},
+        {"name": "Gaussian", "arguments": {"width": 1.0}},
+        {"name": "Gaussian"},
+        {"name": "Columns", "columns": ["0"], "of": {"name": "Gaussian", "arguments": {"lengthscale": 1.0}}},
+        {"name": "Kernel", "arguments": {}},
+    ],
+)
+def test_strange_specs_are_refused(spec: Any) -> None:
+    with pytest.raises(StructureError):
+        from_spec(spec)
+
+
+def test_code_is_not_saved() -> None:
+    with pytest.raises(StructureError, match="module"):
+        to_spec(Gaussian().warp(nn.Linear(2, 2)))
+
+    class Mine(Gaussian):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(StructureError, match="not one of mercer's"):
+        to_spec(Mine())
+
+
+def test_scaler_is_monotone_robust_and_keeps_constants() -> None:
+    random = rng()
+    column = np.concatenate([random.normal(size=997) * 3 + 50, [1e9, -1e9, 1e5]])
+    table = np.stack([column, np.full(1000, 4.0), random.integers(0, 2, 1000)], 1)
+    z = Scaler.fit(table)(table).numpy()
+    order = np.argsort(column)
+    assert (np.diff(z[order, 0]) >= 0).all() and np.abs(z[:, 0]).max() < 30
+    assert np.std(z[:997, 0]) == pytest.approx(1, rel=0.1)
+    assert (z[:, 1] == 0).all() and set(z[:, 2]) <= {-2.0, 0.0, 2.0}
+
+
+def test_target_goes_there_and_back() -> None:
+    y = 1e12 + 1e9 * rng().normal(size=(50, 2))
+    scale, scaled = Target.fit(y)
+    np.testing.assert_allclose(scale.back(scaled.numpy()), y, rtol=1e-12)
+    assert float(scaled.mean()) == pytest.approx(0, abs=1e-9) and float(scaled.std()) == pytest.approx(1, rel=0.02)
