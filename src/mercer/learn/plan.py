@@ -14,8 +14,8 @@ from mercer.kernel import Kernel
 
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
 CENTRES = 3000
-PATIENCE = 12.0  # seconds for a solve when no budget was given
-STEPS, FLOP = 50, 6e-11  # iterations of a typical solve; seconds of one multiply-add of a stored product
+PATIENCE = 15.0  # seconds for a solve when no budget was given
+STEPS = 45  # iterations of a typical solve, trials of the noise included
 EXACT = 5e-11  # seconds of the exact path for each cubed row
 RATE_ROWS = 512
 COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse, temporary
@@ -44,40 +44,54 @@ class Plan:
         return asdict(self)
 
 
-@torch.no_grad()
-def kernel_rate(kernel: Kernel, x: Tensor) -> float:
-    """Kernel values a second, measured on one small float32 block."""
-    some = x[:RATE_ROWS].float()
-    kernel.block(some[:8], some[:8])  # first calls load code; they are not what a long product costs
-    start = time.perf_counter()
-    kernel.block(some, some)
-    return max(len(some), 1) ** 2 / max(time.perf_counter() - start, 1e-6)
+@dataclass(frozen=True)
+class Speed:
+    """What this machine does now: kernel values a second, and entries of a stored matrix times a column a second."""
+
+    values: float = 1e8
+    products: float = 5e9
+
+    @classmethod
+    @torch.no_grad()
+    def measure(cls, kernel: Kernel, x: Tensor) -> Speed:
+        """On one small float32 block, in a few hundredths of a second."""
+        some = x[:RATE_ROWS].float()
+        kernel.block(some[:8], some[:8])  # first calls load code; they are not what a long product costs
+        start = time.perf_counter()
+        kernel.block(some, some)
+        values = max(len(some), 1) ** 2 / max(time.perf_counter() - start, 1e-6)
+        matrix, columns = torch.ones(2048, 2048), torch.ones(5, 2048)
+        torch.mm(columns, matrix)
+        start = time.perf_counter()
+        torch.mm(columns, matrix)
+        return cls(values, 5 * matrix.numel() / max(time.perf_counter() - start, 1e-6))
 
 
-def choose(n: int, rate: float = 1e8, seconds: float | None = None, outputs: int = 1) -> Plan:
+def choose(n: int, seconds: float | None = None, speed: Speed | None = None, outputs: int = 1) -> Plan:
     """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then kernel centres.
 
-    rate: kernel values a second. seconds: what the solve may take (None: 12). The memory budget decides.
+    seconds: what the solve may take (None: 15). speed: of this machine. The memory budget decides as well.
     """
     budget, seconds = memory_budget(), PATIENCE if seconds is None else seconds
+    speed = speed or Speed()
     exact = COPIES * 8 * n * n
     if n <= EXACT_ROWS and exact <= budget and (n <= 1000 or n**3 * EXACT <= seconds):
         return Plan("cholesky", n, memory=exact)
     columns = 5 * outputs
     full = 4 * n * n + 4 * n * (4500 + 6 * columns)
-    if full <= budget and n * n * (1 / rate + STEPS * columns * FLOP) <= seconds:
+    if full <= budget and n * n * (1 / speed.values + STEPS * columns * 1.5 / speed.products) <= seconds:
         return Plan("cg", n, landmarks=min(1500, n // 8), memory=full)
     centres = min(CENTRES, n, max(200, int((budget / 96) ** 0.5)))
-    while centres > 200 and _centre_seconds(n, centres, rate, columns, budget) > seconds:
+    while centres > 200 and _centre_seconds(n, centres, speed, columns, budget) > seconds:
         centres = int(0.8 * centres)
     stored = 4 * n * centres
     small = 4 * 8 * centres**2 + 4 * n * columns * 3
     return Plan("nystrom", n, landmarks=centres, memory=small + (stored if stored + small <= budget else 2**23))
 
 
-def _centre_seconds(n: int, m: int, rate: float, columns: int, budget: int) -> float:
+def _centre_seconds(n: int, m: int, speed: Speed, columns: int, budget: int) -> float:
     passes = 1 if 4 * n * m + 32 * m * m <= budget else 2 * STEPS  # kept in memory, or formed again for each product
-    return n * m * (passes / rate + 2 * STEPS * columns * FLOP) + m**3 * 1e-10
+    return n * m * (passes / speed.values + 2 * STEPS * columns / speed.products) + m**3 * 1e-10
 
 
 def sentence(plan: Plan) -> str:
