@@ -89,7 +89,11 @@ def test_places_that_cannot_be_read_or_written_are_usage_errors(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.binary(max_size=300), name=st.sampled_from(["t.csv", "t.parquet", "t.arrow", "t"]), head=st.sampled_from([b"", b"PAR1", b"ARROW1\0\0", b"a,b\n1,2\n"]))
+@given(
+    data=st.binary(max_size=300),
+    name=st.sampled_from(["t.csv", "t.parquet", "t.arrow", "t"]),
+    head=st.sampled_from([b"", b"PAR1", b"ARROW1\0\0", b"a,b\n1,2\n"]),
+)
 def test_any_bytes_are_a_table_or_a_mercer_error(tmp_path_factory, data, name, head):
     path = tmp_path_factory.mktemp("bytes") / name
     path.write_bytes(head + data)
@@ -173,7 +177,9 @@ def test_numbers_are_squashed_as_in_skrub():
     reference = SquashingScaler().fit_transform(pd.DataFrame({"x": values}))
     np.testing.assert_allclose(encoder.encode(column("x", values)), np.asarray(reference), atol=1e-12)
     even = np.linspace(0, 7, 50)
-    np.testing.assert_allclose(np.diff(encoders.NumberEncoder.fit(column("x", even)).encode(column("x", even))[:, 0]).std(), 0, atol=1e-12)
+    np.testing.assert_allclose(
+        np.diff(encoders.NumberEncoder.fit(column("x", even)).encode(column("x", even))[:, 0]).std(), 0, atol=1e-12
+    )
 
 
 def test_missing_values_become_a_coordinate():
@@ -211,7 +217,9 @@ def test_dates_turn_in_circles():
     days = pd.date_range("2023-01-01", periods=800, freq="D")
     encoder = encoders.DateEncoder.fit(column("d", days.astype("datetime64[s]").astype(np.int64), "date"))
     assert encoder.cycles == ["year", "week"]
-    z = encoder.encode(column("d", [pd.Timestamp("2023-03-01").timestamp(), pd.Timestamp("2024-02-29").timestamp()], "date"))
+    z = encoder.encode(
+        column("d", [pd.Timestamp("2023-03-01").timestamp(), pd.Timestamp("2024-02-29").timestamp()], "date")
+    )
     assert np.abs(z[0, 1:3] - z[1, 1:3]).max() < 0.03  # a year apart: the same season
     assert abs(z[0, 0] - z[1, 0]) > 0.8
 
@@ -232,7 +240,11 @@ def mixed():
 def test_a_table_encoder_survives_json(mixed):
     mixed = mixed.append_column("twin", mixed.column("n"))
     frame, notes = training_frame(mixed, ["y"])
-    assert {(n.column, n.text.split(":")[0]) for n in notes} == {("same", "is constant"), ("void", "is empty"), ("twin", "repeats column 'n'")}
+    assert {(n.column, n.text.split(":")[0]) for n in notes} == {
+        ("same", "is constant"),
+        ("void", "is empty"),
+        ("twin", "repeats column 'n'"),
+    }
     encoder, x = TableEncoder.fit(frame, mixed.column("y").to_numpy()[:, None], 0)
     assert np.isfinite(x).all() and x.shape[1] == len(encoder.labels()) == len(encoder.sources())
     state, arrays = encoder.state()

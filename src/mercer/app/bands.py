@@ -48,12 +48,12 @@ Calibrator = LocalConformal | ClassSets
 
 @dataclass(frozen=True)
 class Measured:
-    """A calibrator of all judged rows, and what calibrators of the other folds did on each fold.
+    """What the bands or sets of one target did on rows that did not calibrate them.
 
-    low, high, pit: for numbers, of every judged row; inside: whether the 90 % band or set held the truth.
+    low, high, pit: for numbers, of every judged row; inside: whether the 90 % band or set held the truth;
+    curve: the share held at each of LEVELS; size: median width, or mean number of classes.
     """
 
-    calibrator: Calibrator
     low: np.ndarray
     high: np.ndarray
     pit: np.ndarray
@@ -62,37 +62,24 @@ class Measured:
     size: float
 
 
-def calibrate(x: np.ndarray, found: np.ndarray, true: np.ndarray, seed: int) -> LocalConformal:
-    """A calibrator of bands from out-of-fold predictions of rows at coordinates `x`."""
-    return LocalConformal(random_state=seed).fit(x, true - found)
-
-
-def band(
-    calibrator: LocalConformal, x: np.ndarray, found: np.ndarray, coverage: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper) around predictions."""
-    return calibrator.interval(found, x, coverage)
-
-
-def place_of(calibrator: LocalConformal, x: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Where the truth falls in its predicted distribution, 0 to 1."""
-    return calibrator.pit(found, x, true)
-
-
-def _numbers(x: np.ndarray, true: np.ndarray, found: np.ndarray, parts: Sequence[np.ndarray], seed: int) -> Measured:
-    n = len(true)
-    low, high, pit, hits = np.empty(n), np.empty(n), np.empty(n), np.empty((len(LEVELS), n), dtype=bool)
+def _numbers(
+    place: np.ndarray, true: np.ndarray, found: np.ndarray, parts: Sequence[np.ndarray], seed: int
+) -> list[Measured]:
+    low, high, pit = np.empty_like(true), np.empty_like(true), np.empty_like(true)
+    hits = np.empty((len(LEVELS), *true.shape), dtype=bool)
     for rows in parts:
-        others = np.setdiff1d(np.arange(n), rows)
-        calibrator = calibrate(x[others], found[others], true[others], seed)
+        others = np.setdiff1d(np.arange(len(true)), rows)
+        calibrator = LocalConformal(scale=False, random_state=seed).fit(place[others], (true - found)[others])
         for level, inside in zip(LEVELS, hits, strict=True):
-            below, above = band(calibrator, x[rows], found[rows], float(level))
+            below, above = calibrator.interval(found[rows], place[rows], float(level))
             inside[rows] = (true[rows] >= below) & (true[rows] <= above)
-        low[rows], high[rows] = band(calibrator, x[rows], found[rows], COVERAGE)
-        pit[rows] = place_of(calibrator, x[rows], found[rows], true[rows])
-    inside = (true >= low) & (true <= high)
-    everything = calibrate(x, found, true, seed)
-    return Measured(everything, low, high, pit, inside, hits.mean(1).tolist(), float(np.median(high - low)))
+        low[rows], high[rows] = calibrator.interval(found[rows], place[rows], COVERAGE)
+        pit[rows] = calibrator.pit(found[rows], place[rows], true[rows])
+    inside, width = (true >= low) & (true <= high), np.median(high - low, axis=0)
+    return [
+        Measured(low[:, c], high[:, c], pit[:, c], inside[:, c], hits[:, :, c].mean(1).tolist(), float(width[c]))
+        for c in range(true.shape[1])
+    ]
 
 
 def _classes(true: np.ndarray, chances: np.ndarray, parts: Sequence[np.ndarray]) -> Measured:
@@ -107,19 +94,31 @@ def _classes(true: np.ndarray, chances: np.ndarray, parts: Sequence[np.ndarray])
         members = sets.members(chances[rows])
         inside[rows], sizes[rows] = members[np.arange(len(rows)), true[rows]], members.sum(1)
     nothing = np.full(n, np.nan)
-    return Measured(
-        ClassSets.fit(chances, true), nothing, nothing, nothing, inside, hits.mean(1).tolist(), float(sizes.mean())
-    )
+    return Measured(nothing, nothing, nothing, inside, hits.mean(1).tolist(), float(sizes.mean()))
 
 
-def measure(x: np.ndarray, true: np.ndarray, found: np.ndarray, folds: np.ndarray, seed: int) -> Measured:
-    """Calibrate on out-of-fold predictions; measure each fold with bands calibrated on the others.
+def _parts(folds: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The rows of each fold; of two halves where there is one fold only."""
+    labels = folds if len(np.unique(folds)) > 1 else np.random.default_rng(seed).permutation(len(folds)) % 2
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
-    x: n x d coordinates for the local width; found: n numbers, or n x classes chances. With one fold it is halved.
+
+def measure_numbers(
+    place: np.ndarray, true: np.ndarray, found: np.ndarray, folds: np.ndarray, seed: int
+) -> tuple[LocalConformal, list[Measured]]:
+    """(calibrator of all rows, what calibrators of the other folds did on each fold, for each target).
+
+    place: n x d, where the width is looked up; true, found: n x targets, found out of fold.
     """
-    labels = folds if len(np.unique(folds)) > 1 else np.random.default_rng(seed).permutation(len(true)) % 2
-    parts = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return _classes(true, found, parts) if found.ndim == 2 else _numbers(x, true, found, parts, seed)
+    measured = _numbers(place, true, found, _parts(folds, seed), seed)
+    return LocalConformal(scale=False, random_state=seed).fit(place, true - found), measured
+
+
+def measure_classes(
+    true: np.ndarray, chances: np.ndarray, folds: np.ndarray, seed: int
+) -> tuple[ClassSets, list[Measured]]:
+    """The same for sets of classes. true: n codes; chances: n x classes, out of fold."""
+    return ClassSets.fit(chances, true), [_classes(true, chances, _parts(folds, seed))]
 
 
 def to_state(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

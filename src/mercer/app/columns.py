@@ -43,7 +43,7 @@ class Column:
 
 
 def _floats(data: pa.ChunkedArray) -> np.ndarray:
-    return data.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    return np.array(data.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _seconds(data: pa.ChunkedArray) -> np.ndarray:
@@ -59,8 +59,8 @@ def _seconds(data: pa.ChunkedArray) -> np.ndarray:
 def _strings(data: pa.ChunkedArray) -> np.ndarray:
     text = pc.utf8_trim_whitespace(data.cast(pa.string()))
     absent = pc.is_in(text, value_set=pa.array(NULLS))
-    found = pc.if_else(absent, pa.scalar(None, pa.string()), text).to_numpy(zero_copy_only=False)
-    return np.where(pd.isna(found), None, found).astype(object)
+    found = np.array(pc.if_else(absent, pa.scalar(None, pa.string()), text).to_pylist(), dtype=object)
+    return found.reshape(len(data))
 
 
 def _dictionary(data: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -167,7 +167,9 @@ def as_kind(column: Column, kind: str, form: str) -> Column:
 
 def _as_text(column: Column) -> np.ndarray:
     """Numbers and flags as the text a CSV file would hold."""
-    words = [None if np.isnan(v) else f"{v:.0f}" if v == int(v) else repr(float(v)) for v in column.values]
+    words: list[str | None] = [
+        None if np.isnan(v) else f"{v:.0f}" if v == int(v) else repr(float(v)) for v in column.values
+    ]
     if column.kind == "flag":
         words = [None if w is None else ("true" if w == "1" else "false") for w in words]
     return np.array(words, dtype=object)

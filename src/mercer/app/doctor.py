@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_info
 
+from mercer.app.cores import cores
 from mercer.app.words import amount
 from mercer.budget import free_memory, memory_budget
 
@@ -62,9 +62,8 @@ def examine() -> dict[str, Any]:
         )
     if free_memory() < 2**30:
         advice.append(f"only {amount(free_memory())} of memory are free: close something, or fit fewer rows")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.get_num_threads() > cores:
-        advice.append(f"torch uses {torch.get_num_threads()} threads on {cores} cores: set OMP_NUM_THREADS={cores}")
+    if torch.get_num_threads() > cores():
+        advice.append(f"torch uses {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")
     blas = sorted({f"{b['internal_api']} {b['version']}" for b in threadpool_info() if b["user_api"] == "blas"})
     return {
         "python": sys.version.split()[0],
@@ -73,7 +72,7 @@ def examine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "blas": blas,
-        "cores": cores,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "free_memory": free_memory(),
         "memory_budget": memory_budget(),

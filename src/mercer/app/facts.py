@@ -123,7 +123,7 @@ def _errors(target: Target, found: np.ndarray) -> list[float]:
 
 def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]]:
     """mercer first, then each yardstick, best first; each scored on the rows that it predicted."""
-    board = []
+    board: list[dict[str, Any]] = []
     for name, every in {"mercer": outcome.found, **outcome.others}.items():
         found = every[i]
         rows = np.flatnonzero(np.isfinite(found if found.ndim == 1 else found[:, 0]))

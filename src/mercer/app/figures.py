@@ -245,8 +245,9 @@ def chart(
     rows = _sample(len(at), 20_000)
     size = float(np.clip(40_000 / len(rows), 2.0, 40.0))
     colours = "viridis" if kind == "value" else "RdBu_r"
+    x, y = at[rows].T
     drawn = axes.scatter(
-        *at[rows].T, c=values[rows], s=size, lw=0, cmap=colours, vmin=limits[0], vmax=limits[1], rasterized=True
+        x, y, c=values[rows], s=size, lw=0, cmap=colours, vmin=limits[0], vmax=limits[1], rasterized=True
     )
     bar = figure.colorbar(drawn, ax=axes, shrink=0.85, aspect=28, pad=0.02)
     bar.outline.set_visible(False)

@@ -43,7 +43,9 @@ class Note:
 
 def training_frame(table: pa.Table, without: Sequence[str]) -> tuple[Frame, list[Note]]:
     """Every usable column except the targets, and notes on those that are not used."""
-    kept, notes, seen = [], [], {}
+    kept: list[Column] = []
+    notes: list[Note] = []
+    seen: dict[tuple[str, bytes], str] = {}
     for name in table.column_names:
         if name in without:
             continue
@@ -118,9 +120,11 @@ class TableEncoder:
         encoders, parts = [], []
         for column in frame.columns:
             encoder = _fallback(column) if column.missing.all() else fit_encoder(column, target, seed)
-            crossed = isinstance(encoder, MeanEncoder)
             encoders.append(encoder)
-            parts.append(encoder.cross_fitted(column, target, folds) if crossed else encoder.encode(column))
+            if isinstance(encoder, MeanEncoder):
+                parts.append(encoder.cross_fitted(column, target, folds))
+            else:
+                parts.append(encoder.encode(column))
         return cls(encoders), np.hstack(parts)
 
     def encode(self, frame: Frame) -> np.ndarray:

@@ -12,8 +12,12 @@ import torch
 from mercer.app.targets import Target
 from mercer.app.words import amount
 from mercer.learn import KernelClassifier, KernelRidge
+from mercer.learn.neighbours import NeighbourRidge
 
-ESTIMATORS: dict[str, Any] = {"KernelRidge": KernelRidge, "KernelClassifier": KernelClassifier}
+ESTIMATORS: dict[str, Any] = {
+    "KernelRidge": KernelRidge, "KernelClassifier": KernelClassifier, "NeighbourRidge": NeighbourRidge,
+}  # fmt: skip
+_FLAT, _MANY = 3, 5000  # with so few coordinates and more rows, a point's neighbours say all there is to say
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ def fit_head(members: list[int], targets: Sequence[Target], x: np.ndarray, secon
     """Fit the learner of a group of targets on coordinates `x`, n x d."""
     if targets[members[0]].task == "regression":
         y = np.stack([targets[i].values for i in members], axis=1)
-        model = KernelRidge(time_budget=seconds, random_state=seed)
+        local = x.shape[1] <= _FLAT and len(x) > _MANY
+        model = (NeighbourRidge if local else KernelRidge)(time_budget=seconds, random_state=seed)
         return Head(members, model.fit(x, y if len(members) > 1 else y[:, 0]))
     model = KernelClassifier(time_budget=seconds, random_state=seed)
     return Head(members, model.fit(x, targets[members[0]].values))
@@ -74,6 +79,15 @@ def sensitivity(model: Any) -> np.ndarray | None:
     """The inverse squared lengthscale of each coordinate; None where the kernel has not one for each."""
     scales = _lengthscales(model)
     return None if scales is None else scales**-2.0
+
+
+def whereabouts(head: Head, x: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Where the width of bands is looked up: coordinates by how much they matter to the kernel, and the prediction."""
+    model, weights = head.model, sensitivity(head.model)
+    z = model.coordinates(x).numpy()
+    share = np.full(z.shape[1], z.shape[1] ** -0.5) if weights is None else np.sqrt(weights / weights.sum())
+    level = (found - model.target_.centre) / model.target_.scale
+    return np.concatenate([z * share, level * level.shape[1] ** -0.5], axis=1)
 
 
 def kernel_matrix(model: Any, x: np.ndarray) -> tuple[np.ndarray, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import io
 import json
-import os
 import platform
 import resource
 import shlex
@@ -23,13 +22,14 @@ import torch
 
 from mercer.app import facts as say
 from mercer.app import insight
-from mercer.app.bands import Measured, measure
+from mercer.app.bands import Calibrator, Measured, measure_classes, measure_numbers
 from mercer.app.card import write_card
+from mercer.app.cores import cores, threads
 from mercer.app.doctor import versions
-from mercer.app.fitting import FOLDS, Outcome, fit, goal
+from mercer.app.fitting import FOLDS, Outcome, Trained, fit, goal
 from mercer.app.folder import check_place, file_sha256
 from mercer.app.frame import Frame, Note, suspicious, training_frame
-from mercer.app.heads import describe
+from mercer.app.heads import describe, whereabouts
 from mercer.app.oof import Judged, to_table
 from mercer.app.progress import Watch
 from mercer.app.report import render
@@ -84,8 +84,7 @@ def prepare(path: Path, names: Sequence[str], task: str) -> Prepared:
 
 def machine() -> dict[str, Any]:
     """What the work ran on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"system": f"{platform.system()} {platform.machine()}", "cores": cores, "threads": torch.get_num_threads()}
+    return {"system": f"{platform.system()} {platform.machine()}", "cores": cores(), "threads": torch.get_num_threads()}
 
 
 def command_of(job: Job) -> str:
@@ -103,17 +102,31 @@ def _judged(target: Target, found: np.ndarray, measured: Measured, at: np.ndarra
     return Judged(target.values, found.argmax(1), nothing, nothing, nothing, found, at)
 
 
-def _judge(outcome: Outcome, ready: Prepared, model_frame: Frame, seed: int) -> tuple[list[Judged], list[Measured]]:
+def _judge(outcome: Outcome, trained: Trained, ready: Prepared, seed: int) -> tuple[list[Judged], list[Measured], list]:
+    """(judged rows, what bands did on them, the calibrator of each learner)."""
     rows = outcome.judged()
-    x = outcome.best.encoder.encode(model_frame) if outcome.best is not None else np.empty((len(rows), 0))
+    frame, folds = ready.frame.take(rows), outcome.folds[rows]
     pair = insight.coordinates(ready.frame)
-    at = np.stack([model_frame.columns[i].values for i in pair], axis=1) if pair else None
-    measured, judged = [], []
-    for target, every in zip(ready.targets, outcome.found, strict=True):
-        known, found = target.take(rows), every[rows]
-        measured.append(measure(x, known.values, found, outcome.folds[rows], seed))
-        judged.append(_judged(known, found, measured[-1], at))
-    return judged, measured
+    at = np.stack([frame.columns[i].values for i in pair], axis=1) if pair else None
+    known, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]
+    x = trained.encoder.encode(frame)
+    judged: dict[int, Judged] = {}
+    measured: dict[int, Measured] = {}
+    calibrators: list[Calibrator] = []
+    for head in trained.heads:
+        first = head.targets[0]
+        if known[first].task == "regression":
+            true = np.stack([known[i].values for i in head.targets], axis=1)
+            middle = np.stack([found[i] for i in head.targets], axis=1)
+            local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed)
+            calibrators.append(local)
+        else:
+            sets, done = measure_classes(known[first].values, found[first], folds, seed)
+            calibrators.append(sets)
+        for i, result in zip(head.targets, done, strict=True):
+            measured[i], judged[i] = result, _judged(known[i], found[i], result, at)
+    order = range(len(known))
+    return [judged[i] for i in order], [measured[i] for i in order], calibrators
 
 
 def _insights(outcome: Outcome, ready: Prepared, model: Model, seed: int, watch: Watch) -> dict[str, Any]:
@@ -228,17 +241,16 @@ def compute(job: Job, watch: Watch) -> Fitted:
     )
     for sentence in ready.sentences:
         watch.say(sentence)
-    with memory(job.memory) if job.memory is not None else nullcontext():
+    with memory(job.memory) if job.memory is not None else nullcontext(), threads(ready.frame.rows):
         outcome = fit(ready.frame, ready.targets, job.seed, watch, job.folds)
         if outcome.best is None:
             raise DataError("the time budget allowed no fold; give a longer --time")
         if outcome.interrupted:
             watch.say("interrupted: keeping the best so far; press Ctrl-C again to drop it")
-        rows = outcome.judged()
         watch.stage("calibrating")
-        judged, measured = _judge(outcome, ready, ready.frame.take(rows), job.seed)
+        judged, measured, calibrators = _judge(outcome, outcome.best, ready, job.seed)
         empty = [replace(t, values=np.empty(0)) for t in ready.targets]
-        model = Model(empty, outcome.best, [m.calibrator for m in measured])
+        model = Model(empty, outcome.best, calibrators)
         learned = _insights(outcome, ready, model, job.seed, watch)
         found = _facts(job, ready, outcome, judged, measured, learned, watch)
     table = found.pop("_oof")

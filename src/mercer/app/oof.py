@@ -80,7 +80,8 @@ def from_table(table: pa.Table, facts: dict[str, Any]) -> list[Judged]:
         parts = [table.column(name) for name in target["oof"]["columns"]]
         nothing = np.full(n, np.nan)
         if target["task"] == "regression":
-            found.append(Judged(*(p.to_numpy() for p in parts), chances=np.empty((n, 0)), at=at))
+            true, best, low, high, pit = (p.to_numpy() for p in parts)
+            found.append(Judged(true, best, low, high, pit, np.empty((n, 0)), at))
         else:
             true, best = (_codes(p, target["classes"]) for p in parts[:2])
             chances = np.stack([p.to_numpy() for p in parts[2:]], axis=1)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mercer.app.bands import ClassSets
 from mercer.app.columns import to_column
+from mercer.app.cores import threads
 from mercer.app.frame import Frame, expected, text_names
 from mercer.app.oof import distinct
 from mercer.app.progress import Watch
@@ -45,9 +45,8 @@ def _columns(target: Target, found: np.ndarray, band: Interval | None, model: Mo
         return {"": found} | ({"_lower": band[0], "_upper": band[1]} if band is not None else {})
     columns: dict[str, Any] = {"": target.restored(found.argmax(1))}
     columns |= {f"_chance_{c}": found[:, k] for k, c in enumerate(target.classes)}
-    sets = model.calibrators[i]
-    if isinstance(sets, ClassSets):
-        inside = sets.members(found)
+    inside = model.sets(i, found)
+    if inside is not None:
         names = np.array(target.classes, dtype=object)
         columns["_set"] = [" | ".join(names[row]) for row in inside]
     return columns
@@ -65,7 +64,7 @@ def to_table(model: Model, found: list[np.ndarray], bands: list[Interval | None]
 
 def predictions(model: Model, table: pa.Table) -> pa.Table:
     """The predictions of a table that is already read."""
-    with Watch(None, quiet=True) as watch:
+    with Watch(None, quiet=True) as watch, threads(table.num_rows):
         return to_table(model, *_chunked(model, expected(table, model.trained.encoder), watch))
 
 
@@ -96,7 +95,7 @@ def run(folder: Path, path: Path, out: Path, limit: int | None, quiet: bool) -> 
     table = read_table(path, text=text_names(model.trained.encoder))
     frame = expected(table, model.trained.encoder)
     steps = -(-frame.rows // _CHUNK)
-    with Watch(None, steps, quiet) as watch, memory(limit) if limit is not None else nullcontext():
+    with Watch(None, steps, quiet) as watch, memory(limit) if limit is not None else nullcontext(), threads(frame.rows):
         watch.stage("predicting")
         notes = model.trained.encoder.surprises(frame)
         found, bands = _chunked(model, frame, watch)

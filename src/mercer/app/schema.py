@@ -96,16 +96,16 @@ class HeadPart(BaseModel):
     """A learner: the targets it predicts and its state without arrays."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    estimator: Literal["KernelRidge", "KernelClassifier"]
+    estimator: Literal["KernelRidge", "KernelClassifier", "NeighbourRidge"]
     targets: list[Annotated[int, Field(ge=0)]]
     state: dict[str, Any]
 
 
 class BandPart(BaseModel):
-    """How the bands or sets of a target are calibrated, without arrays."""
+    """How the bands or sets of a learner are calibrated, without arrays."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    kind: Literal["local", "sets", "none"]
+    kind: Literal["local", "sets"]
     state: dict[str, Any] = {}
 
 

@@ -14,7 +14,7 @@ from mercer.app import bands
 from mercer.app.fitting import Trained
 from mercer.app.folder import check_files, read_arrays, read_manifest, write_folder
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.heads import ESTIMATORS, Head
+from mercer.app.heads import ESTIMATORS, Head, whereabouts
 from mercer.app.schema import VERSION
 from mercer.app.targets import Target
 from mercer.app.words import one_line, shown
@@ -25,20 +25,30 @@ Interval = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Model:
-    """Targets (without values), the trained learners, and a calibrator for each target (None where there is none)."""
+    """Targets (without values), the trained learners, and the calibrator of each learner's bands or sets."""
 
     targets: list[Target]
     trained: Trained
-    calibrators: list[bands.Calibrator | None]
+    calibrators: list[bands.Calibrator]
 
     def bands(self, frame: Frame, found: Sequence[np.ndarray]) -> list[Interval | None]:
         """90 % bands of the predictions `found` of rows; None for classes."""
         x = self.trained.encoder.encode(frame)
-        pairs = zip(self.targets, self.calibrators, found, strict=True)
-        return [
-            bands.band(c, x, f, bands.COVERAGE) if c is not None and t.task == "regression" else None
-            for t, c, f in pairs
-        ]
+        result: list[Interval | None] = [None] * len(self.targets)
+        for head, calibrator in zip(self.trained.heads, self.calibrators, strict=True):
+            if isinstance(calibrator, bands.LocalConformal):
+                middle = np.stack([found[i] for i in head.targets], axis=1)
+                low, high = calibrator.interval(middle, whereabouts(head, x, middle), bands.COVERAGE)
+                for column, i in enumerate(head.targets):
+                    result[i] = (low[:, column], high[:, column])
+        return result
+
+    def sets(self, target: int, chances: np.ndarray) -> np.ndarray | None:
+        """n x classes, the 90 % sets of a classification target; None for numbers."""
+        for head, calibrator in zip(self.trained.heads, self.calibrators, strict=True):
+            if head.targets == [target] and isinstance(calibrator, bands.ClassSets):
+                return calibrator.members(chances)
+        return None
 
 
 def _named(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -59,7 +69,7 @@ def save(out: Path, model: Model, files: dict[str, bytes]) -> None:
         arrays |= _named(f"head.{i}", weights)
     calibration: list[dict[str, Any]] = []
     for i, calibrator in enumerate(model.calibrators):
-        state, weights = bands.to_state(calibrator) if calibrator is not None else ({"kind": "none"}, {})
+        state, weights = bands.to_state(calibrator)
         calibration.append(state)
         arrays |= _named(f"bands.{i}", weights)
     targets = [{"name": t.name, "task": t.task, "classes": t.classes, "form": t.form} for t in model.targets]
@@ -82,14 +92,13 @@ def load(folder: Path) -> Model:
             for i, h in enumerate(manifest.heads)
         ]
         calibrators = [
-            None if b.kind == "none" else bands.from_state(b.model_dump(), _part(f"bands.{i}", arrays))
-            for i, b in enumerate(manifest.bands)
+            bands.from_state(b.model_dump(), _part(f"bands.{i}", arrays)) for i, b in enumerate(manifest.bands)
         ]
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise DataError(
             f"model folder '{shown(folder)}': its parts do not fit together ({one_line(str(error), 80)}); fit again"
         ) from error
     targets = [Target(t.name, t.task, np.empty(0), t.classes, t.form) for t in manifest.targets]
-    if sorted(i for h in heads for i in h.targets) != list(range(len(targets))) or len(calibrators) != len(targets):
+    if sorted(i for h in heads for i in h.targets) != list(range(len(targets))) or len(calibrators) != len(heads):
         raise DataError(f"model folder '{shown(folder)}': its learners do not match its targets; fit again")
     return Model(targets, Trained(encoder, heads, [len(t.classes) for t in targets]), calibrators)

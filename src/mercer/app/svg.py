@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ _VARIABLES = {
 }  # fmt: skip
 POINT, POINT_BAD = "#4c86e0", "#e0684c"  # rasterised marks cannot follow the theme: mid tones that read on both
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "axes.formatter.use_mathtext": False, "path.simplify": True,
     "axes.unicode_minus": False, "font.size": 12, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
     "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "text.color": INK,
@@ -38,9 +39,10 @@ _STYLE = {
 @contextmanager
 def drawing() -> Iterator[None]:
     """Inside the block matplotlib draws in the report's style; the user's settings are left as they were."""
+    style: Any = _STYLE
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font that lacks a glyph: the reader's browser has its own
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(style)
         yield
 
 

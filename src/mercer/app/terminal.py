@@ -46,6 +46,10 @@ def report_summary(facts: dict[str, Any], where: Path) -> str:
     return "\n".join([facts["verdict"], *facts["algorithms"], f"report: {where}"])
 
 
+def _write(place: Path, text: str) -> None:
+    place.write_text(text, encoding="utf-8")
+
+
 def reread(folder: Path, out: Path | None) -> dict[str, Any]:
     """The facts of a checked folder; with `out`, its report drawn anew there."""
     manifest = read_manifest(folder)
@@ -56,7 +60,7 @@ def reread(folder: Path, out: Path | None) -> dict[str, Any]:
             judged = from_table(pyarrow.parquet.read_table(folder / "oof.parquet"), facts)
             pictures = {p["file"]: (folder / p["file"]).read_bytes() for p in facts["pictures"]}
             text = render(facts, judged, pictures)
-            replaced(out, lambda place: place.write_text(text, encoding="utf-8"))
+            replaced(out, lambda place: _write(place, text))
         facts["verdict"], facts["algorithms"]
     except (KeyError, ValueError, TypeError, IndexError, pyarrow.ArrowException) as error:
         raise DataError(f"model folder '{shown(folder)}' does not hold the facts of a run; fit again") from error
