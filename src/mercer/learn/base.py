@@ -96,7 +96,6 @@ class KernelEstimator(BaseEstimator, ABC):
         # y is put on a scale of one wherever something is learned; with nothing to learn the numbers stay as given
         self._common = Scaler.fit(table)  # where the width of intervals is looked up, whatever the kernel sees
         self.scaler_ = self._common if self._ours() else Scaler.identity(table.shape[1])
-        self._width_scaler = Scaler.identity(table.shape[1]) if self._ours() else Scaler.fit(table)
         self.target_, scaled = Target.fit(y, self._ours() or self.learn)
         x = self.scaler_(table)
         kernel, noise = self._learned(x, scaled, clock, generator)
@@ -161,7 +160,6 @@ class KernelEstimator(BaseEstimator, ABC):
         arrays = {
             "points": self._points.numpy(), "weights": self._weights.numpy(),
             "x_centre": self._common.centre, "x_scale": self._common.scale,
-            "width_centre": self._width_scaler.centre, "width_scale": self._width_scaler.scale,
             "y_centre": self.target_.centre, "y_scale": self.target_.scale,
         }  # fmt: skip
         return values, arrays
@@ -177,7 +175,6 @@ class KernelEstimator(BaseEstimator, ABC):
         self._common = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
         self.standardize = bool(values["standardize"])
         self.scaler_ = self._common if self.standardize else Scaler.identity(self.n_features_in_)
-        self._width_scaler = Scaler(np.array(arrays["width_centre"]), np.array(arrays["width_scale"]))
         self.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
         self._factor = None
 

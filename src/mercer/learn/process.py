@@ -30,7 +30,7 @@ class GaussianProcessRegressor(KernelRegressor):
     Fitted: kernel_, noise_ (both for standardised data), plan_, conformal_. Cost: n^3 / 3 flops up to 5,000 rows;
     above, m kernel centres: n m^2 flops. Error: above 5,000 rows the variance is that of the m-centre model plus
     the part of the prior that the centres do not see, so it is never too small there.
-    Source [rasmussen2006, alg. 2.1], [quinonero2005, eq. 24].
+    Source [rasmussen2006, alg. 2.1], [quinonero2005, sec. 5].
     """
 
     _profile: bool = False

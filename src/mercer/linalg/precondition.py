@@ -53,7 +53,7 @@ class NystromPreconditioner(Preconditioner):
     """K_nm K_mm^-1 K_mn from `rank` rows of K, drawn uniformly without replacement.
 
     rank: >= 1. Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd; it falls with the
-    eigenvalues of K beyond the rank. Source [frangella2023, sec. 2], [williams2001].
+    eigenvalues of K beyond the rank. Source [frangella2023], [williams2001].
     """
 
     def __init__(self, rank: int = 500, generator: torch.Generator | None = None):
