@@ -101,6 +101,9 @@ class _L1Distance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ctx.saved_tensors
+        if not torch.is_grad_enabled() and x.ndim == y.ndim == 2 and x.shape[-1]:  # nobody differentiates this again
+            fused, g = torch.ops.aten._cdist_backward, g.contiguous()
+            return fused(g, x, y, 1.0, g), fused(g.mT.contiguous(), y, x, 1.0, g)
         left, right = [], []
         for difference in _differences(x, y):
             signed = g * difference.sign()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def as_given(x: Any, value: np.ndarray) -> Any:
     return torch.as_tensor(value, dtype=dtype, device=x.device)
 
 
-class KernelRegressor(RegressorMixin, KernelEstimator):
+class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
     """Base of the regressors: not public."""
 
     def __sklearn_tags__(self) -> Any:
