@@ -16,7 +16,7 @@ from mercer.app.progress import Watch
 from mercer.app.targets import Target
 
 FOLDS = 5
-_REPORT_SHARE, _BASELINE_SHARE = 0.15, 0.2  # of the time budget
+_REPORT_SHARE, _BASELINE_SHARE = 0.22, 0.15  # of the time budget
 
 
 @dataclass(frozen=True)
@@ -90,44 +90,62 @@ def train(frame: Frame, targets: Sequence[Target], seconds: float, seed: int) ->
     return Trained(encoder, heads, [len(t.classes) for t in targets]), x
 
 
-def _compare(
-    outcome: Outcome, fold: Fold, targets: Sequence[Target], test: np.ndarray, watch: Watch, folds_left: int
-) -> None:
+@dataclass
+class Pace:
+    """How the time is shared between the trainings that are left; learners overrun what they are asked for by a ratio."""
+
+    watch: Watch
+    left: int
+    ratio: float = 1.0
+    longest: float = 0.0
+
+    def until_report(self) -> float:
+        """Seconds until the report must be begun."""
+        return self.watch.left() - _REPORT_SHARE * (self.watch.seconds or 0.0)
+
+    def share(self) -> float:
+        """Seconds to ask of the next training."""
+        left = self.until_report()
+        return max((1 - _BASELINE_SHARE) * left / self.left / self.ratio, 0.5) if np.isfinite(left) else 30.0
+
+    def took(self, asked: float, seconds: float) -> None:
+        """Learn from a training that is over."""
+        self.left -= 1
+        self.longest = max(self.longest, seconds)
+        self.ratio = max(seconds / asked, 1.0)
+
+
+def _compare(outcome: Outcome, fold: Fold, targets: Sequence[Target], test: np.ndarray, pace: Pace) -> None:
     """Yardsticks on one fold; one that would take more than its share of the time left is not tried again."""
     for name, run in baselines().items():
-        before, spent = watch.elapsed(), outcome.seconds.get(name, 0.0)
-        done = len(outcome.judged()) and name in outcome.seconds
-        if done and spent / max(FOLDS - folds_left, 1) > _BASELINE_SHARE * watch.left() / folds_left:
+        before, spent = pace.watch.elapsed(), outcome.seconds.get(name, 0.0)
+        done = len(np.unique(outcome.folds[outcome.folds >= 0])) - 1
+        if done and spent / done > _BASELINE_SHARE * max(pace.until_report(), 0.0) / max(pace.left - 1, 1):
             continue
         for i, target in enumerate(targets):
             outcome.others[name][i][test] = run(fold, target)
-        outcome.spent(name, watch.elapsed() - before)
+        outcome.spent(name, pace.watch.elapsed() - before)
 
 
 def _fold(
-    outcome: Outcome,
-    frame: Frame,
-    targets: Sequence[Target],
-    rows: tuple,
-    seconds: float,
-    seed: int,
-    watch: Watch,
-    k: int,
+    outcome: Outcome, frame: Frame, targets: Sequence[Target], k: int, rows: tuple, seed: int, pace: Pace
 ) -> None:
-    training, test = rows
-    before = watch.elapsed()
+    (training, test), asked, before = rows, pace.share(), pace.watch.elapsed()
     inside, outside = frame.take(training), frame.take(test)
     goals = [t.take(training) for t in targets]
-    trained, x = train(inside, goals, seconds, seed)
+    trained, x = train(inside, goals, asked, seed)
     z = trained.encoder.encode(outside)
     found = predict(trained.heads, trained.classes, z)
-    outcome.spent("folds", watch.elapsed() - before)
     for i, values in enumerate(found):
         outcome.found[i][test] = values
     outcome.folds[test] = k
     outcome.best = outcome.judge = trained
     outcome.rows, outcome.held = len(training), test
-    _compare(outcome, Fold(x, inside, z, outside, seed), goals, test, watch, max(FOLDS - k, 1))
+    outcome.spent("folds", pace.watch.elapsed() - before)
+    pace.took(asked, pace.watch.elapsed() - before)
+    if any(stopped(head) for head in trained.heads):
+        raise KeyboardInterrupt
+    _compare(outcome, Fold(x, inside, z, outside, seed), goals, test, pace)
 
 
 def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds: int = FOLDS) -> Outcome:
@@ -137,25 +155,19 @@ def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds:
     """
     outcome = Outcome(np.full(frame.rows, -1), _empty(targets), {name: _empty(targets) for name in baselines()})
     splits = split(targets, folds, seed)
-    for_report = _REPORT_SHARE * (watch.seconds or 0.0)
+    pace = Pace(watch, len(splits) + 1)
     try:
         for k, rows in enumerate(splits):
             watch.stage(f"fold {k + 1} of {len(splits)}")
-            fits_left = len(splits) - k + 1
-            left = watch.left() - for_report
-            slowest = outcome.seconds.get("folds", 0.0) / max(k, 1)
-            if k and left < 2 * slowest:
+            if k and pace.until_report() < 2 * pace.longest:
                 outcome.notes.append(f"the time budget allowed {k} of {len(splits)} folds")
+                pace.left = 1
                 break
-            share = left / fits_left * (1 - _BASELINE_SHARE) if np.isfinite(left) else 30.0
-            _fold(outcome, frame, targets, rows, max(share, 0.5), seed, watch, k)
+            _fold(outcome, frame, targets, k, rows, seed, pace)
             watch.advance()
-            if outcome.best is not None and any(stopped(head) for head in outcome.best.heads):
-                raise KeyboardInterrupt
         watch.stage("all rows")
         before = watch.elapsed()
-        left = watch.left() - for_report
-        outcome.best, _ = train(frame, targets, max(left, 0.5) if np.isfinite(left) else 30.0, seed)
+        outcome.best, _ = train(frame, targets, pace.share(), seed)
         outcome.rows = frame.rows
         outcome.spent("all rows", watch.elapsed() - before)
         watch.advance()

@@ -43,7 +43,7 @@ from mercer.errors import DataError
 
 @dataclass(frozen=True)
 class Job:
-    """The options of a fit. seconds, memory: budgets, None for none; pictures: PNG files for the report, by name."""
+    """The options of a fit. seconds, memory: budgets, None for none; started: when the time began to run."""
 
     path: Path
     targets: tuple[str, ...]
@@ -54,6 +54,7 @@ class Job:
     seed: int = 0
     folds: int = FOLDS
     quiet: bool = False
+    started: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ def _facts(
         "kernel_sentence": plans[0]["kernel_sentence"] if plans else "",
         "map": [ready.frame.columns[i].name for i in pair] if pair else None, "pictures": [], "picture_sentence": "",
     }  # fmt: skip
+    found["settings"].pop("started")
     found["settings"] |= {"path": job.path.name, "out": job.out.name, "targets": list(job.targets)}
     return found | {"_oof": table}
 
@@ -270,7 +272,7 @@ def keep(job: Job, fitted: Fitted, pictures: Mapping[str, bytes]) -> None:
 def run(job: Job) -> Fitted:
     """The whole of `mercer fit`."""
     check_place(job.out)
-    with Watch(job.seconds, job.folds + 2, job.quiet) as watch:
+    with Watch(job.seconds, job.folds + 2, job.quiet, job.started) as watch:
         fitted = compute(job, watch)
         watch.stage("report")
         keep(job, fitted, {})

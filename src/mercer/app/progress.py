@@ -13,10 +13,14 @@ from mercer.app.words import one_line
 
 
 class Watch:
-    """A clock with a budget, and the place to say what is going on. seconds: the budget, None for none."""
+    """A clock with a budget, and the place to say what is going on. seconds: the budget, None for none.
 
-    def __init__(self, seconds: float | None = None, steps: int = 1, quiet: bool = False):
-        self.started, self.seconds, self.quiet = time.monotonic(), seconds, quiet
+    started: the time.monotonic() at which the work began, now where it is None.
+    """
+
+    def __init__(self, seconds: float | None = None, steps: int = 1, quiet: bool = False, started: float | None = None):
+        self.started = time.monotonic() if started is None else started
+        self.seconds, self.quiet = seconds, quiet
         self._console = Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
