@@ -173,10 +173,10 @@ def _square(x: float, y: float, colour: str, strength: float) -> Rectangle:
 def response(column: str, target: str, curve: dict) -> str:
     """The average prediction as one column moves, with the average 90 % band, and where the data lie."""
     figure, (axes,) = blank(380, 250)
-    middle = np.array(curve["mean"])
+    middle = np.array(curve["mean"], dtype=np.float64)
     labels = curve.get("labels")
     x = np.arange(len(middle)) if labels else np.array(curve["at"])
-    low, high = np.array(curve.get("low", middle)), np.array(curve.get("high", middle))
+    low, high = (np.array(curve.get(k, curve["mean"]), dtype=np.float64) for k in ("low", "high"))
     if labels:
         axes.vlines(x, low, high, color=BAND, lw=9, zorder=1)
         axes.plot(x, middle, "o", color=MODEL, ms=7, zorder=2)

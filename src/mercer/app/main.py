@@ -17,7 +17,6 @@ from mercer.app.lazy import room
 from mercer.app.words import parse_seconds, shown
 from mercer.budget import parse_bytes
 
-STARTED = clock.monotonic()  # the time budget is that of the whole command, imports included
 app = typer.Typer(
     name="mercer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Predictions from a table, with bands that keep their promise. Exit codes: 0 done, 2 usage, 3 bad data, "
@@ -81,9 +80,10 @@ def fit(
 ) -> None:  # fmt: skip
     """Learn to predict a column; leave a model folder with a report."""
     with one_line_errors(as_json):
+        started = clock.monotonic()  # the budget is that of the whole command, imports included
         seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
         jobs = room("jobs")
-        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, started=STARTED)
+        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, started=started)
         facts = jobs.run(job).facts
         short = {
             k: facts[k] for k in ("verdict", "notes", "algorithms", "seconds", "rows_used", "interrupted", "command")

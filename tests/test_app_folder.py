@@ -1,0 +1,180 @@
+"""The model folder: whole or refused. Whatever is changed in it, the answer is one typed error, never a wrong model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.numpy import save
+
+from mercer.app import bands, folder, store
+from mercer.app.encoders import LevelEncoder, MeanEncoder, NumberEncoder, WordEncoder
+from mercer.app.fitting import Trained
+from mercer.app.frame import TableEncoder
+from mercer.app.heads import Head
+from mercer.app.schema import Manifest
+from mercer.app.targets import Target
+from mercer.errors import DataError, MercerError
+from mercer.learn import KernelClassifier, KernelRidge, LocalConformal
+
+
+def small_model():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 13))
+    ridge = KernelRidge(learn=False, random_state=0).fit(x, x[:, 0])
+    judge = KernelClassifier(learn=False, random_state=0).fit(x, (x[:, 1] > 0).astype(int))
+    encoder = TableEncoder([
+        NumberEncoder("a", 0.0, 1.0, True, False), LevelEncoder("b", ["x", "y"], False),
+        MeanEncoder("c", {"p": [0.5]}, {"p": 3}, [0.1], False), WordEncoder("d", rng.normal(size=(8, 2048))),
+    ])  # fmt: skip
+    goals = [Target("y", "regression", np.empty(0), [], "number"), Target("k", "classification", np.empty(0), ["n", "y"], "text")]
+    local = LocalConformal(scale=False).fit(x[:, :2], x[:, :1])
+    sets = bands.ClassSets(np.sort(rng.random(40)))
+    return store.Model(goals, Trained(encoder, [Head([0], ridge), Head([1], judge)], [0, 2]), [local, sets]), x
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model, x = small_model()
+    out = tmp_path_factory.mktemp("folder") / "model"
+    store.save(out, model, {"card.md": b"# card", "run.json": b"{}"})
+    return out, model, x
+
+
+def changed(saved, tmp_path_factory):
+    return shutil.copytree(saved[0], tmp_path_factory.mktemp("copy") / "model")
+
+
+def test_a_folder_gives_back_the_same_model(saved):
+    out, model, x = saved
+    again = store.load(out)
+    for old, new in zip(model.trained.heads, again.trained.heads, strict=True):
+        np.testing.assert_array_equal(old.model.predict(x), new.model.predict(x))
+    found = model.calibrators[0].interval(x[:, :1], x[:, :2])
+    np.testing.assert_array_equal(found, again.calibrators[0].interval(x[:, :1], x[:, :2]))
+    assert again.targets[1].classes == ["n", "y"] and again.trained.encoder.labels() == model.trained.encoder.labels()
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["model.json", "model.safetensors", "card.md", "run.json"]), place=st.floats(0, 0.999999),
+    change=st.sampled_from(["flip", "cut", "insert", "delete"]), byte=st.integers(1, 255),
+)  # fmt: skip
+def test_any_change_of_any_file_is_refused(saved, tmp_path_factory, name, place, change, byte):
+    copy = changed(saved, tmp_path_factory)
+    data = bytearray((copy / name).read_bytes())
+    at = int(place * len(data))
+    if change == "flip":
+        data[at] ^= byte
+    elif change == "cut":
+        del data[at:]
+    elif change == "insert":
+        data[at:at] = bytes([byte])
+    if change == "delete":
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(data)
+    if change == "insert" and name == "model.json" and json_equal(saved[0] / name, copy / name):
+        assert store.load(copy)  # a blank between two tokens: the same JSON
+    else:
+        with pytest.raises(MercerError):
+            store.load(copy)
+    shutil.rmtree(copy.parent)
+
+
+def json_equal(a, b):
+    try:
+        return json.loads(a.read_bytes()) == json.loads(b.read_bytes())
+    except ValueError:
+        return False
+
+
+def resealed(copy, change):
+    """A manifest changed by someone who knows how to seal it."""
+    manifest = json.loads((copy / "model.json").read_text())
+    change(manifest)
+    manifest["files"] = {n: folder.file_sha256(copy / n) if (copy / n).is_file() else d for n, d in manifest["files"].items()}
+    manifest["seal"] = folder.seal(manifest)
+    (copy / "model.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(extra=1),
+        lambda m: m.update(version=2),
+        lambda m: m["files"].update({"../../evil": "0" * 64}),
+        lambda m: m["columns"][0].update(encoder="pickle"),
+        lambda m: m["columns"][0].update(scale=0.0),
+        lambda m: m["columns"][0].update(extra=[]),
+        lambda m: m["columns"].clear(),
+        lambda m: m["heads"][0].update(estimator="os.system"),
+        lambda m: m["heads"][0]["state"]["kernel"].update(name="eval"),
+        lambda m: m["heads"][0]["state"].pop("kernel"),
+        lambda m: m["heads"][0].update(targets=[5]),
+        lambda m: m["heads"].pop(),
+        lambda m: m["bands"].pop(),
+        lambda m: m["bands"][0].update(kind="sets"),
+        lambda m: m["targets"][0].update(task="anything"),
+    ],
+)
+def test_a_sealed_folder_with_wrong_content_is_refused_too(saved, tmp_path_factory, change):
+    copy = changed(saved, tmp_path_factory)
+    resealed(copy, change)
+    with pytest.raises(DataError):
+        store.load(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN}', '{"a": 1, "a": 2}', "[" * 100_000, '{"a": Infinity}', "\xff", "", '"text"', "[]"]
+)
+def test_json_is_strict(tmp_path, text):
+    (tmp_path / "model.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError):
+        folder.read_manifest(tmp_path)
+
+
+def test_huge_headers_and_many_tensors_are_refused_before_they_are_parsed(tmp_path):
+    for data in (
+        struct.pack("<Q", 2**40) + b"{}", b"", b"1234567", struct.pack("<Q", 2**20 + 1) + b" " * (2**20 + 1),
+        save({f"t{i}": np.zeros(0, dtype=np.float32) for i in range(4097)}),
+        save({"a": np.array([np.nan])}), save({"a": np.array([np.inf])}),
+    ):  # fmt: skip
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(DataError):
+            folder.read_arrays(tmp_path)
+
+
+def test_the_format_holds_no_pickle_and_no_unknown_key(saved):
+    for path in saved[0].iterdir():
+        assert b"\x80\x04\x95" not in path.read_bytes()
+    with pytest.raises(ValidationError):
+        Manifest.model_validate({"version": 1})
+
+
+def test_conformal_sets_cover_as_the_formula_says():
+    rng = np.random.default_rng(3)
+    chances = rng.dirichlet([1.0, 1.0, 1.0], 4000)
+    codes = np.array([rng.choice(3, p=p) for p in chances])
+    sets = bands.ClassSets.fit(chances[:2000], codes[:2000])
+    held = sets.members(chances[2000:])[np.arange(2000), codes[2000:]].mean()
+    assert abs(held - 0.9) < 4 * np.sqrt(0.9 * 0.1 * (1 / 2000 + 1 / 2000))
+    assert bands.conformal_rank(9, 0.9) == 9 and bands.conformal_rank(8, 0.9) == 9
+
+
+def test_bands_are_measured_on_rows_that_did_not_calibrate_them():
+    """Residuals of pure noise of two sizes: coverage near the promise, and wide where the noise is."""
+    rng = np.random.default_rng(0)
+    x = rng.random((1500, 1))
+    noise = rng.normal(size=(1500, 1)) * np.where(x > 0.5, 2.0, 0.5)
+    _, (found,) = bands.measure_numbers(x, noise, np.zeros_like(noise), np.arange(1500) % 5, 0)
+    assert abs(found.inside.mean() - 0.9) < 4 * np.sqrt(0.09 / 1500)
+    width = found.high - found.low
+    assert np.median(width[x[:, 0] > 0.6]) > 2.5 * np.median(width[x[:, 0] < 0.4])
+    assert abs(np.histogram(found.pit, 10, (0, 1))[0] - 150).max() < 5 * np.sqrt(150)
