@@ -20,9 +20,10 @@ from mercer.claims import Claim
 from mercer.errors import DataError, StructureError
 from mercer.kernel import Kernel
 from mercer.learn import plan as planning
+from mercer.learn.centres import falkon, normal
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.refine import ROWS, refine
-from mercer.learn.solve import Fitted, centres, exact, whole
+from mercer.learn.solve import Fitted, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import LAST, SPREAD, Clock, defaults, learn
@@ -105,7 +106,7 @@ class KernelEstimator(BaseEstimator, ABC):
             if plan.algorithm == "cholesky":
                 fitted = exact(kernel, noise, x, scaled, plan, factors, clock)
             else:
-                run = whole if plan.algorithm == "cg" else centres
+                run = {"cg": whole, "nystrom": normal, "falkon": falkon}[plan.algorithm]
                 fitted = run(kernel, noise, x, scaled, plan, factors, generator, clock)
         self._keep(kernel, fitted, clock)
         return x, scaled

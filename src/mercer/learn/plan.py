@@ -13,7 +13,7 @@ from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
-CENTRES = 3000
+CENTRES, MANY = 3000, 10_000  # kernel centres: by normal equations, by CG
 PATIENCE = 15.0  # seconds for a solve when no budget was given
 STEPS = 45  # iterations of a typical solve, trials of the noise included
 EXACT = 5e-11  # seconds of the exact path for each cubed row
@@ -25,7 +25,7 @@ COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse,
 class Plan:
     """What a fit did. memory: planned peak bytes; seconds: of the whole fit; sentence: all of it in words.
 
-    algorithm: "cholesky", "cg" (the whole kernel) or "nystrom" (kernel centres, preconditioned CG).
+    algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (kernel centres) or "falkon" (many of them, by CG).
     """
 
     algorithm: str
@@ -46,10 +46,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine does now: kernel values a second, and entries of a stored matrix times a column a second."""
+    """What this machine does now, in a second.
+
+    values: kernel values; products: entries of a stored float32 matrix times a column; flops: in float64.
+    """
 
     values: float = 1e8
     products: float = 5e9
+    flops: float = 5e10
 
     @classmethod
     @torch.no_grad()
@@ -60,11 +64,16 @@ class Speed:
         start = time.perf_counter()
         kernel.block(some, some)
         values = max(len(some), 1) ** 2 / max(time.perf_counter() - start, 1e-6)
-        matrix, columns = torch.ones(2048, 2048), torch.ones(5, 2048)
-        torch.mm(columns, matrix)
-        start = time.perf_counter()
-        torch.mm(columns, matrix)
-        return cls(values, 5 * matrix.numel() / max(time.perf_counter() - start, 1e-6))
+        products = _rate(torch.ones(5, 2048), torch.ones(2048, 2048))
+        flops = 2 * _rate(torch.ones(768, 768, dtype=torch.float64), torch.ones(768, 768, dtype=torch.float64))
+        return cls(values, products, flops)
+
+
+def _rate(a: Tensor, b: Tensor) -> float:
+    torch.mm(a, b)
+    start = time.perf_counter()
+    torch.mm(a, b)
+    return a.shape[0] * b.numel() / max(time.perf_counter() - start, 1e-6)
 
 
 def choose(n: int, seconds: float | None = None, speed: Speed | None = None, outputs: int = 1) -> Plan:
@@ -81,17 +90,24 @@ def choose(n: int, seconds: float | None = None, speed: Speed | None = None, out
     full = 4 * n * n + 4 * n * (4500 + 6 * columns)
     if full <= budget and n * n * (1 / speed.values + STEPS * columns * 1.5 / speed.products) <= seconds:
         return Plan("cg", n, landmarks=min(1500, n // 8), memory=full)
-    centres = min(CENTRES, n, max(200, int((budget / 96) ** 0.5)))
-    while centres > 200 and _centre_seconds(n, centres, speed, columns, budget) > seconds:
-        centres = int(0.8 * centres)
-    stored = 4 * n * centres
-    small = 4 * 8 * centres**2 + 4 * n * columns * 3
-    return Plan("nystrom", n, landmarks=centres, memory=small + (stored if stored + small <= budget else 2**23))
+    found: dict[str, Plan] = {}
+    for algorithm, most in (("nystrom", CENTRES), ("falkon", MANY)):
+        m = min(most, n, max(200, int((budget / 96) ** 0.5)))
+        while m > 200 and _seconds(algorithm, n, m, speed, columns, budget) > seconds:
+            m = int(0.85 * m)
+        stored = 4 * n * m if algorithm == "falkon" else 0
+        small = 8 * (8 if algorithm == "nystrom" else 4) * m * m + 4 * n * columns * 3
+        memory = small + (stored if stored + small <= budget else 2**23)
+        found[algorithm] = Plan(algorithm, n, landmarks=m, memory=memory)
+    more = found["falkon"].landmarks > 1.5 * found["nystrom"].landmarks  # CG is worth its loose ends only then
+    return found["falkon" if more else "nystrom"]
 
 
-def _centre_seconds(n: int, m: int, speed: Speed, columns: int, budget: int) -> float:
+def _seconds(algorithm: str, n: int, m: int, speed: Speed, columns: int, budget: int) -> float:
+    if algorithm == "nystrom":
+        return 2 * n * m / speed.values + (2.0 * n * m * m + 8 * m**3 / 1.5) / speed.flops
     passes = 1 if 4 * n * m + 32 * m * m <= budget else 2 * STEPS  # kept in memory, or formed again for each product
-    return n * m * (passes / speed.values + 2 * STEPS * columns / speed.products) + m**3 * 1e-10
+    return n * m * (passes / speed.values + 2 * STEPS * columns / speed.products) + 2 * m**3 / speed.flops
 
 
 def sentence(plan: Plan) -> str:
@@ -99,7 +115,8 @@ def sentence(plan: Plan) -> str:
     how = {
         "cholesky": f"exact solution of {plan.rows:,} rows by Cholesky",
         "cg": f"the whole kernel of {plan.rows:,} rows by conjugate gradients ({plan.landmarks:,} rows precondition)",
-        "nystrom": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by preconditioned conjugate gradients",
+        "nystrom": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by normal equations",
+        "falkon": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by preconditioned conjugate gradients",
     }[plan.algorithm]
     steps = f", {plan.iterations} iterations to a residual of {plan.residual:.1e}" if plan.iterations else ""
     jitter = f", jitter {plan.jitter:.1e}" if plan.jitter else ""

@@ -52,10 +52,10 @@ class GaussianProcessRegressor(KernelRegressor):
 
     def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
         chosen = super()._choose(kernel, x, outputs, clock)
-        if chosen.algorithm != "cg":
+        if chosen.algorithm in ("cholesky", "nystrom"):
             return chosen
         centres = min(planning.CENTRES, len(x))  # a variance needs a factor, which CG has not
-        return planning.Plan("nystrom", len(x), landmarks=centres, memory=4 * len(x) * centres + 24 * centres**2)
+        return planning.Plan("nystrom", len(x), landmarks=centres, memory=64 * centres**2)
 
     def _factors(self, n: int) -> list[float]:
         return [] if self.learn else super()._factors(n)  # the likelihood's noise is the one the variance means

@@ -1,4 +1,4 @@
-"""Kernel ridge on given parameters: exact, with the whole kernel by CG, or with kernel centres by CG."""
+"""Kernel ridge on given parameters: exact by Cholesky, or with the whole kernel by CG."""
 
 from __future__ import annotations
 
@@ -123,69 +123,26 @@ class _Folded(Operator):
         return Cost(2.0 * n * r * r, 4.0 * n * r * rhs, float(n) * rhs * self.dtype.itemsize)
 
 
-class _Falkon(Operator):
-    """The normal equations of kernel centres in coordinates that make them nearly the identity.
-
-    v -> B^T (K_mn D K_nm + noise K_mm) B v, B = T^-1 A^-1, T^T T = K_mm, A^T A = (n / m) T T^T + noise I.
-    Source [rudi2017, alg. 1].
-    """
-
-    def __init__(self, k: Operator, middle: Tensor, mask: Tensor, noise: Tensor, typical: float):
-        self.k, self.mask, self.noise = k, mask, noise
-        self.t = torch.linalg.cholesky(middle).mT
-        n, m = k.shape
-        inner = self.t @ self.t.mT * (n / m)
-        inner.diagonal().add_(typical)
-        self.a = torch.linalg.cholesky(inner).mT
-        self.shape, self.dtype, self.device, self.claims = torch.Size([m, m]), torch.float64, middle.device, PSD
-
-    def down(self, v: Tensor) -> Tensor:
-        """B v: weights of the centres."""
-        inner = torch.linalg.solve_triangular(self.a, v, upper=True)
-        return torch.linalg.solve_triangular(self.t, inner, upper=True)
-
-    def up(self, v: Tensor) -> Tensor:
-        """B^T v."""
-        inner = torch.linalg.solve_triangular(self.t.mT, v, upper=False)
-        return torch.linalg.solve_triangular(self.a.mT, inner, upper=False)
-
-    def project(self, rows: Tensor) -> Tensor:
-        """K_mn rows, for rows: n c."""
-        return self.k.mT.matmul(rows.to(self.k.dtype)).double()
-
-    def matmul(self, v: Tensor) -> Tensor:
-        w = self.down(v)
-        seen = self.k.matmul(w.to(self.k.dtype)) * self.mask
-        ridge = torch.linalg.solve_triangular(self.a.mT, self.noise * (self.t @ w), upper=False)
-        return self.up(self.project(seen)) + ridge
-
-    @property
-    def mT(self) -> Operator:
-        return self
-
-    def cost(self, rhs: int = 1) -> Cost:
-        return self.k.cost(rhs) + self.k.cost(rhs)
-
-
-def _masks(n: int, folds: int, outputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def masks(n: int, folds: int, outputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(fold of each row, mask `n (1 + folds) outputs`: all rows first, then all but one fold)."""
     fold = torch.randperm(n, generator=generator) % folds
     keep = torch.cat([torch.ones(n, 1), (fold[:, None] != torch.arange(folds)).float()], 1)
     return fold, keep.repeat_interleave(outputs, 1)
 
 
-def _own(found: Tensor, fold: Tensor, outputs: int) -> Tensor:
+def own(found: Tensor, fold: Tensor, outputs: int) -> Tensor:
     """From predictions `n folds outputs` of every fold's fit, each row's by the fit that did not see it."""
     return found.reshape(len(fold), -1, outputs)[torch.arange(len(fold)), fold]
 
 
-def _solve(solver: CG, a: Operator, b: Tensor, start: Tensor | None = None):
-    with warnings.catch_warnings():  # a loose residual is part of the plan, which reports it
+def run_cg(solver: CG, a: Operator, b: Tensor, start: Tensor | None = None):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return solver.solve(solver.prepare(a), b, start)
+        return solver.solve(solver.prepare(a), b)
 
 
-def _noises(noise: float, factors: list[float]) -> list[float]:
+def noises(noise: float, factors: list[float]) -> list[float]:
+    """The noise itself and its multiples, none below what float32 can bear."""
     return [max(noise * f, FLOOR) for f in (1.0, *factors)]
 
 
@@ -200,8 +157,8 @@ def whole(
         k = assemble(kernel, points, rhs=outputs * (FOLDS + 1), products=60)
         k = k if k.claims & PSD == PSD else Shifted(k, 0.0)
         diagonal = float(k.diagonal().mean())
-        levels = [max(a, FLOOR * diagonal) for a in _noises(noise, factors)]
-        fold, mask = _masks(n, FOLDS, outputs, generator)
+        levels = [max(a, FLOOR * diagonal) for a in noises(noise, factors)]
+        fold, mask = masks(n, FOLDS, outputs, generator)
         factor = NystromPreconditioner(plan.landmarks, generator).factor(k)
         inverse = _Folded(factor, fold, mask, outputs, levels[0])
         solver = CG(inverse, TOLERANCE, 150, lambda i, r: clock.over() and i >= 10)
@@ -210,51 +167,13 @@ def whole(
             held = mask[:, outputs : 2 * outputs].repeat(1, len(levels))
             each = torch.tensor(levels, dtype=torch.float32).repeat_interleave(outputs)
             trial = CG(inverse.only(0, len(levels), held), 5 * TOLERANCE, 60, lambda i, r: clock.over() and i >= 10)
-            found = _solve(trial, _Columnwise(k, held, each), held * rows.repeat(1, len(levels)))
+            found = run_cg(trial, _Columnwise(k, held, each), held * rows.repeat(1, len(levels)))
             out = fold == 0
             guess = k.matmul(found.value)[out].reshape(-1, len(levels), outputs)
             errors = (guess - rows[out][:, None]).square().mean((0, 2))
             chosen, steps = levels[int(errors.argmin())], found.iterations
         each = torch.full((mask.shape[1],), chosen)
-        answer = _solve(solver, _Columnwise(k, mask, each), mask * rows.repeat(1, FOLDS + 1))
-        left_out = _own(k.matmul(answer.value[:, outputs:]), fold, outputs)
+        answer = run_cg(solver, _Columnwise(k, mask, each), mask * rows.repeat(1, FOLDS + 1))
+        left_out = own(k.matmul(answer.value[:, outputs:]), fold, outputs)
     done = dataclasses.replace(plan, residual=answer.residual, iterations=steps + answer.iterations)
     return Fitted(points, answer.value[:, :outputs].contiguous(), left_out.double(), chosen, done)
-
-
-def centres(
-    kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, factors: list[float],
-    generator: torch.Generator, clock: Clock,
-) -> Fitted:  # fmt: skip
-    """Kernel centres (rows drawn uniformly), Falkon-preconditioned CG for the fit and for the folds together."""
-    n, outputs = y.shape
-    points, rows = x.float(), y.float()
-    chosen_rows = torch.randperm(n, generator=generator)[: plan.landmarks]
-    z = points[chosen_rows]
-    with torch.no_grad():
-        k = assemble(kernel, points, z, rhs=outputs * (FOLDS + 1), products=60)
-        wide = z.double()
-        middle = kernel.block(wide, wide)
-        diagonal = float(middle.diagonal().mean())
-        jitter = len(z) * torch.finfo(torch.float32).eps * diagonal  # products with K are float32
-        middle.diagonal().add_(jitter)
-        levels = [max(a, FLOOR * diagonal) for a in _noises(noise, factors)]
-        fold, mask = _masks(n, FOLDS, outputs, generator)
-        held = mask[:, outputs : 2 * outputs].repeat(1, len(levels))
-        each = torch.tensor(levels, dtype=torch.float64).repeat_interleave(outputs)
-        a = _Falkon(k, middle, held, each, levels[0])
-        steps, chosen = 0, levels[0]
-        if len(levels) > 1:
-            trial = CG(None, 5 * TOLERANCE, 30, lambda i, r: clock.over() and i >= 6)
-            found = _solve(trial, a, a.up(a.project(held * rows.repeat(1, len(levels)))))
-            out = fold == 0
-            guess = k.matmul(a.down(found.value).float())[out].reshape(-1, len(levels), outputs)
-            errors = (guess - rows[out][:, None]).square().mean((0, 2))
-            chosen, steps = levels[int(errors.argmin())], found.iterations
-        a.mask, a.noise = mask, torch.full((mask.shape[1],), chosen, dtype=torch.float64)
-        solver = CG(None, TOLERANCE / 4, 80, lambda i, r: clock.over() and i >= 8)
-        answer = _solve(solver, a, a.up(a.project(mask * rows.repeat(1, FOLDS + 1))))
-        weights = a.down(answer.value)
-        left_out = _own(k.matmul(weights[:, outputs:].float()), fold, outputs)
-    done = dataclasses.replace(plan, jitter=jitter, residual=answer.residual, iterations=steps + answer.iterations)
-    return Fitted(z, weights[:, :outputs].float().contiguous(), left_out.double(), chosen, done)

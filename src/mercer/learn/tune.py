@@ -23,7 +23,7 @@ from mercer.learn.likelihood import Likelihood
 log = logging.getLogger("mercer")
 
 FIRST, LAST = 500, 1000  # rows for the first sight of a kernel, and for the last steps
-UNTOLD = 60.0  # seconds of a fit when nobody said
+UNTOLD = 40.0  # seconds of a fit when nobody said
 SPREAD = 1.0  # deviation of the prior of a log lengthscale around that of the median distance
 Progress = Callable[[str, float], object]
 
@@ -45,7 +45,7 @@ class Clock:
         return time.perf_counter() - self.start
 
     def over(self, share: float = 1.0) -> bool:
-        """Whether this share of the seconds is used up (None: share of a minute), or the user interrupted."""
+        """Whether this share of the seconds is used up (None: share of 40), or the user interrupted."""
         limit = UNTOLD if self.seconds is None else self.seconds
         return self.interrupted or self.used() > share * limit
 
