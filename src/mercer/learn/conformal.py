@@ -11,7 +11,7 @@ import torch
 from mercer.errors import DataError, ShapeError
 from mercer.kernels import Gaussian
 from mercer.learn.table import Scaler, plain, refuse_gaps
-from mercer.learn.tune import Clock, learn
+from mercer.learn.tune import Clock, learn, one_thread
 
 ROWS, SEEN = 800, 500  # from which the local scale, and the relevance of each column, are learned
 ENOUGH = 60  # rows below which no relevance is learned
@@ -91,7 +91,8 @@ class LocalConformal:
         self.unit = float(distance.sum() / max(n * (n - 1), 1)) or 1.0
         best = math.inf
         for width in WIDTHS:
-            values, vectors = torch.linalg.eigh(torch.exp(-0.5 * distance / (width**2 * self.unit)))
+            with one_thread():
+                values, vectors = torch.linalg.eigh(torch.exp(-0.5 * distance / (width**2 * self.unit)))
             turned = vectors.mT @ t
             for ridge in RIDGES:
                 gain = 1 / (values.clamp_min(0) + ridge)

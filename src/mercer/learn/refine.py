@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel
-from mercer.learn.tune import Clock
+from mercer.learn.tune import Clock, one_thread
 
 ROWS = 1000
 SHARES, STRETCH = (1.0, 0.5, 0.0), (1.0, 2.0, 4.0)
@@ -48,7 +48,7 @@ def refine(
     for place, variant in enumerate(_variants(kernel)):
         if place and clock.over(0.6):
             break
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():
             values, vectors = torch.linalg.eigh(variant.block(x, x))
         turned = vectors.mT @ y
         for level in [noise, *[max(noise * a, least) for a in NOISES if a != 1.0]]:

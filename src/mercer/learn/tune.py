@@ -155,6 +155,17 @@ def _start(
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread inside: eigendecompositions of a thousand rows gain nothing from more, and lose on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def _quickest(target: Likelihood) -> Iterator[None]:
     """One thread inside, where that is faster: matrices of a few hundred rows on a busy machine wait for each other."""
     threads = torch.get_num_threads()
@@ -187,7 +198,7 @@ def learn(
     with _quickest(first) if len(x) > 100 else nullcontext():
         for place, kernel in enumerate(candidates):
             target = _start(copy.deepcopy(kernel), noise, few, profile, keep_noise, least)
-            climb = _Climb(target, clock, share * 0.5 * (place + 1) / len(candidates), progress, spread)
+            climb = _Climb(target, clock, share * 0.75 * (place + 1) / len(candidates), progress, spread)
             climbs.append((climb.run(25), target))
             if clock.interrupted:
                 break
