@@ -1,4 +1,4 @@
-"""The command line end to end: a fit that works, then everything that can go wrong, each one line and the right code."""
+"""The command line end to end: a fit that works, then all that can go wrong, each one line and the right code."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_folder_holds_what_was_promised_and_strict_json(place):
     facts = json.loads((place / "model" / "run.json").read_text())
     assert [t["task"] for t in facts["targets"]] == ["regression", "classification"]
     for target in facts["targets"]:
-        assert [r["name"] for r in target["leaderboard"]][0] == "mercer"
+        assert target["leaderboard"][0]["name"] == "mercer"
         assert {r["name"] for r in target["leaderboard"]} == {"mercer", "linear", "mean"}
         assert 0.7 <= target["coverage"]["measured"] <= 1.0
     assert HOSTILE not in (place / "model" / "card.md").read_text()
@@ -201,6 +201,7 @@ def test_a_full_or_read_only_disk_leaves_the_old_model(tmp_path, monkeypatch):
     before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
     real = os.fsync
     for number, text in ((28, "No space left"), (30, "Read-only"), (5, "Input/output")):
+
         def broken(handle, number=number, text=text):
             raise OSError(number, f"{text} on device", str(tmp_path))
 
@@ -246,7 +247,9 @@ def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch, after):
 def test_changed_columns_at_predict_time_are_named(place):
     new = made_table(12, 9)
     names = new.column_names
-    write_table(new.rename_columns(["<script>alert(2)" if n == HOSTILE else n for n in names]), place / "renamed.parquet")
+    write_table(
+        new.rename_columns(["<script>alert(2)" if n == HOSTILE else n for n in names]), place / "renamed.parquet"
+    )
     found = run("predict", place / "model", place / "renamed.parquet", "-o", place / "o.csv", code=DATA)
     assert "lacks 1 column" in found.stderr and "did you mean '<script>alert(2)'" in found.stderr
     broken = new.set_column(3, "$x^$", pa.array(["one"] * 12))
@@ -256,23 +259,35 @@ def test_changed_columns_at_predict_time_are_named(place):
     assert not (place / "o.csv").exists()
     strange = new.set_column(2, "'quote\"", pa.array(["never seen"] * 12))
     write_table(strange, place / "strange.parquet")
-    assert "never seen in training" in run("predict", place / "model", place / "strange.parquet", "-o", place / "o.csv").stdout
-    assert "a name that ends in" in run("predict", place / "model", place / "new.parquet", "-o", place / "o.xls", code=USAGE).stderr
-    assert "does not exist" in run("predict", place / "none", place / "new.parquet", "-o", place / "o.csv", code=USAGE).stderr
-    assert "is not a model folder" in run("predict", place, place / "new.parquet", "-o", place / "o.csv", code=DATA).stderr
+    assert (
+        "never seen in training"
+        in run("predict", place / "model", place / "strange.parquet", "-o", place / "o.csv").stdout
+    )
+    assert (
+        "a name that ends in"
+        in run("predict", place / "model", place / "new.parquet", "-o", place / "o.xls", code=USAGE).stderr
+    )
+    assert (
+        "does not exist"
+        in run("predict", place / "none", place / "new.parquet", "-o", place / "o.csv", code=USAGE).stderr
+    )
+    assert (
+        "is not a model folder" in run("predict", place, place / "new.parquet", "-o", place / "o.csv", code=DATA).stderr
+    )
 
 
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['mercer', '--help']\n"
         "from mercer.app.main import main\n"
-        "try: main()\nexcept SystemExit: print([m for m in ('torch','numpy','pandas','sklearn','pyarrow') if m in sys.modules])"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('torch', 'numpy', 'pandas', 'sklearn', 'pyarrow') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]" and "predict" in found.stdout
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("moment", [0.01, 0.3])
 def test_killing_it_leaves_the_old_folder_or_the_new_one(tmp_path, place, moment):
     """SIGKILL around the moment of writing: the folder that is there is whole, and the next run cleans up."""
     code = (

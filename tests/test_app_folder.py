@@ -33,7 +33,10 @@ def small_model():
         NumberEncoder("a", 0.0, 1.0, True, False), LevelEncoder("b", ["x", "y"], False),
         MeanEncoder("c", {"p": [0.5]}, {"p": 3}, [0.1], False), WordEncoder("d", rng.normal(size=(8, 2048))),
     ])  # fmt: skip
-    goals = [Target("y", "regression", np.empty(0), [], "number"), Target("k", "classification", np.empty(0), ["n", "y"], "text")]
+    goals = [
+        Target("y", "regression", np.empty(0), [], "number"),
+        Target("k", "classification", np.empty(0), ["n", "y"], "text"),
+    ]
     local = LocalConformal(scale=False).fit(x[:, :2], x[:, :1])
     sets = bands.ClassSets(np.sort(rng.random(40)))
     return store.Model(goals, Trained(encoder, [Head([0], ridge), Head([1], judge)], [0, 2]), [local, sets]), x
@@ -99,7 +102,9 @@ def resealed(copy, change):
     """A manifest changed by someone who knows how to seal it."""
     manifest = json.loads((copy / "model.json").read_text())
     change(manifest)
-    manifest["files"] = {n: folder.file_sha256(copy / n) if (copy / n).is_file() else d for n, d in manifest["files"].items()}
+    manifest["files"] = {
+        n: folder.file_sha256(copy / n) if (copy / n).is_file() else d for n, d in manifest["files"].items()
+    }
     manifest["seal"] = folder.seal(manifest)
     (copy / "model.json").write_text(json.dumps(manifest))
 

@@ -229,7 +229,8 @@ def mixed():
     rng = np.random.default_rng(0)
     n = 120
     return pa.table({
-        "n": rng.normal(size=n), "gap": [None if i % 7 == 0 else float(i) for i in range(n)], "flag": rng.random(n) > 0.4,
+        "n": rng.normal(size=n), "gap": [None if i % 7 == 0 else float(i) for i in range(n)],
+        "flag": rng.random(n) > 0.4,
         "few": rng.choice(["red", "green"], n).tolist(), "many": [f"shop{i}" for i in rng.integers(0, 25, n)],
         "words": [f"the long description of item number {i} with colour {i % 5}" for i in rng.permutation(n)],
         "when": [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=7 * i) for i in range(n)],
@@ -288,7 +289,7 @@ def test_targets_that_cannot_be_learned_are_named(values, task, says):
 
 
 def test_targets_drop_rows_and_choose_tasks():
-    table = pa.table({"a": [1.0, float("nan"), float("inf")] + list(np.linspace(0, 1, 57)), "b": [0, 1] * 30})
+    table = pa.table({"a": [1.0, float("nan"), float("inf"), *np.linspace(0, 1, 57)], "b": [0, 1] * 30})
     found, rows, notes = targets.find_targets(table, ["a", "b"], "auto")
     assert [t.task for t in found] == ["regression", "classification"] and len(rows) == 58
     assert "2 rows left out" in notes[0]

@@ -15,7 +15,7 @@ LEVELS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 
 
 def conformal_rank(n: int, coverage: float) -> int:
-    """The place, from 1, of the score among n sorted ones that covers a new one with this chance; n + 1 means none does."""
+    """The place, from 1, of the sorted score that covers a new one with this chance; n + 1 means that none does."""
     return int(np.ceil((n + 1) * coverage))
 
 

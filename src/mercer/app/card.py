@@ -40,7 +40,8 @@ def write_card(facts: dict[str, Any]) -> str:
     lines = [
         f"# Model of {_safe(table['name'])}", "", facts["verdict"], "",
         f"- made by mercer {facts['versions']['mercer']} from {table['rows']:,} rows (SHA-256 `{table['sha256']}`)",
-        f"- trained on {facts['rows_trained']:,} rows, {len(facts['columns'])} columns read, seed {facts['settings']['seed']}",
+        (f"- trained on {facts['rows_trained']:,} rows, {len(facts['columns'])} "
+            f"columns read, seed {facts['settings']['seed']}"),
         *(f"- {_safe_sentence(s)}" for s in facts["algorithms"]), "",
     ]  # fmt: skip
     for target in facts["targets"]:

@@ -113,7 +113,7 @@ def dates_in(text: np.ndarray, form: str) -> np.ndarray:
 def refined(column: Column) -> Column:
     """A text column whose every value is a number or a date, as that; any other column as it is.
 
-    skrub decides (its ToFloat, then its ToDatetime, which also finds how the dates are written); the whole column must agree.
+    skrub decides (its ToFloat, then its ToDatetime, which also finds how dates are written); every value must agree.
     """
     present = column.values[~column.missing] if column.kind == "text" else []
     if len(present) == 0:
@@ -142,7 +142,7 @@ def _refuse(column: Column, bad: np.ndarray, kind: str) -> None:
 
 
 def as_kind(column: Column, kind: str, form: str) -> Column:
-    """A new table's column in the form its namesake had at training time. Raises DataError naming the first bad cell."""
+    """A new table's column in the form it had at training time. Raises DataError naming the first bad cell."""
     if column.kind == kind:
         return column
     empty = column.missing

@@ -88,7 +88,8 @@ def photo(out: Path) -> tuple[jobs.Fitted, dict[str, Any]]:
         facts = fitted.facts | {
             "pictures": [
                 {"file": "known.png", "caption": f"What it was given: {percent(SHARE, 0)} of {len(x):,} pixels."},
-                {"file": "reconstructed.png", "caption": f"What it made of them: {quality['mercer']:.2f} dB on the pixels it was not given."},
+                {"file": "reconstructed.png", "caption": (f"What it made of them: {quality['mercer']:.2f} dB "
+                    "on the pixels it was not given.")},
                 {"file": "original.png", "caption": "The photo itself (china.jpg, as it ships with scikit-learn)."},
             ],
             "picture_sentence": f"Peak signal-to-noise ratio on the unknown pixels, more is better: {ranking}.",
@@ -132,6 +133,7 @@ def as_text(facts: dict[str, Any]) -> str:
     )
     lines.append("90 % bands held " + ", ".join(f"{percent(v)} of {k}" for k, v in facts["held"].items()))
     lines.append(
-        f"look at {facts['out']}/diabetes-model/report.html, {facts['out']}/photo-model/report.html, {facts['out']}/reconstructed.png"
+        f"look at {facts['out']}/diabetes-model/report.html, "
+        f"{facts['out']}/photo-model/report.html, {facts['out']}/reconstructed.png"
     )
     return "\n".join(lines)

@@ -149,7 +149,7 @@ class LevelEncoder:
 
 @dataclass(frozen=True)
 class MeanEncoder:
-    """Many levels: each stands for its mean target, drawn towards the overall mean where it has few rows [miccibarreca2001]."""
+    """Many levels: each stands for its mean target, drawn to the overall mean if it is rare [miccibarreca2001]."""
 
     column: str
     means: dict[str, list[float]]
@@ -183,7 +183,7 @@ class MeanEncoder:
         return z
 
     def cross_fitted(self, column: Column, target: np.ndarray, folds: np.ndarray) -> np.ndarray:
-        """The training rows' coordinates, each row's means taken from the other folds, so that no row sees its own target."""
+        """The training rows' coordinates, means taken from the other folds, so that no row sees its own target."""
         z = self.encode(column)
         for fold in np.unique(folds):
             inside = folds == fold

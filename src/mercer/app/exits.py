@@ -54,7 +54,7 @@ def _sentence(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors(as_json: bool) -> Iterator[None]:
-    """Inside the block an expected failure prints one line and exits with its code; a fault of mercer's own does not."""
+    """Inside the block an expected failure prints one line and exits with its code; a fault of ours does not."""
     try:
         yield
     except (MercerError, OSError, MemoryError, KeyboardInterrupt) as error:

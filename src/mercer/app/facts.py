@@ -106,8 +106,8 @@ def worst(
         ]  # fmt: skip
     own = judged.chances[np.arange(len(judged.true)), judged.true.astype(int)]
     return [
-        {"row": int(numbers[i]), "true": target.classes[int(judged.true[i])], "found": target.classes[int(judged.found[i])],
-         "chance": own[i], "about": _about(frame, int(i), order)}
+        {"row": int(numbers[i]), "true": target.classes[int(judged.true[i])],
+         "found": target.classes[int(judged.found[i])], "chance": own[i], "about": _about(frame, int(i), order)}
         for i in np.argsort(own)[:10]
     ]  # fmt: skip
 
@@ -165,29 +165,30 @@ def _against(ours: float, rival: dict[str, Any], main: str) -> str:
     return f"{verb} {rival['name']} ({fixed(rival['scores'][main])})"
 
 
-def verdict(targets: Sequence[dict[str, Any]], folds: int) -> str:
-    """The result in a sentence for each target."""
+def verdicts(targets: Sequence[dict[str, Any]], folds: int) -> list[str]:
+    """The result of each target, in two sentences."""
     parts = []
     for target in targets:
         main, board = MAIN[target["task"]], target["leaderboard"]
         ours, held = board[0], target["coverage"]
         error = f" ± {ours['error']:.3f}" if ours["error"] is not None and math.isfinite(ours["error"]) else ""
-        rivals = [_against(ours["scores"][main], r, main) for r in board[1:]]
+        rivals = [_against(ours["scores"][main], r, main) for r in board[1:] if r["name"] != "mean" or len(board) == 2]
         lead = f"{shown(target['name'], 30)}: " if len(targets) > 1 else ""
         what = "bands" if target["task"] == "regression" else "sets of classes"
         beside = f", {'; '.join(rivals)}" if rivals else ""
         parts.append(
-            f"{lead}{NAMES[main]} {fixed(ours['scores'][main])}{error} on rows it had not seen ({count(folds, 'fold')}){beside}. "
+            f"{lead}{NAMES[main]} {fixed(ours['scores'][main])}{error} on rows it "
+            f"had not seen ({count(folds, 'fold')}){beside}. "
             f"90 % {what} held {percent(held['measured'])} of the truth."
         )
-    return " ".join(parts)
+    return parts
 
 
 def data_sentence(frame: Frame, notes: Sequence[Note], total: int) -> str:
     """Rows and columns used, in a sentence."""
     kinds = [c.kind for c in frame.columns]
-    parts = [count(kinds.count(k), word, many) for k, word, many in
-             (("number", "number", None), ("flag", "true/false column", None), ("date", "date", None), ("text", "category or text column", None)) if k in kinds]  # fmt: skip
+    words = {"number": "number", "flag": "true/false column", "date": "date", "text": "category or text column"}
+    parts = [count(kinds.count(k), word) for k, word in words.items() if k in kinds]
     rows = f"All {count(total, 'row')}" if frame.rows == total else f"{count(frame.rows, 'row')} of {total:,}"
     text = f"{rows} were used, with {count(len(kinds), 'column')}: {', '.join(parts)}."
     dropped = [n.column for n in notes if n.dropped]

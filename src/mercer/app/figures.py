@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from mercer.app.svg import BAD, BAND, GOOD, INK, MODEL, MUTED, OTHER, POINT, POINT_BAD, blank, to_svg
+from mercer.app.svg import BAD, BAND, GOOD, INK, MODEL, MUTED, OTHER, PAPER, POINT, POINT_BAD, blank, to_svg
 from mercer.app.words import shown
 
 _MOST_POINTS = 4_000
@@ -135,7 +135,7 @@ def pit(name: str, values: np.ndarray) -> str:
 
 def reliability(name: str, chance: np.ndarray, happened: np.ndarray) -> str:
     """Predicted chances against how often it happened, in ten equal groups."""
-    figure, (axes,) = blank()
+    figure, (axes,) = blank(380, 350)
     groups = [g for g in np.array_split(np.argsort(chance), min(10, max(len(chance) // 10, 2))) if len(g)]
     x, y = (np.array([v[g].mean() for g in groups]) for v in (chance, happened))
     bar = 1.96 * np.sqrt(np.maximum(y * (1 - y), 0.01) / [len(g) for g in groups])
@@ -157,7 +157,7 @@ def confusion(name: str, table: np.ndarray, classes: list[str]) -> str:
         colour = MODEL if i == j else BAD
         axes.add_patch(_square(j, i, colour, 0.1 + 0.8 * share[i, j] if table[i, j] else 0.0))
         if most <= 8 and table[i, j]:
-            axes.text(j, i, f"{table[i, j]:,}", ha="center", va="center", fontsize=10)
+            axes.text(j, i, f"{table[i, j]:,}", ha="center", va="center", color=PAPER if share[i, j] > 0.5 else INK)
     labels = [shown(c, 12) for c in classes[:most]]
     axes.set(xlim=(-0.5, most - 0.5), ylim=(most - 0.5, -0.5), xlabel="predicted", ylabel="true")
     axes.set_xticks(range(most), labels, rotation=0 if most <= 4 else 40, ha="center" if most <= 4 else "right")

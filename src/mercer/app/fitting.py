@@ -92,7 +92,7 @@ def train(frame: Frame, targets: Sequence[Target], seconds: float, seed: int) ->
 
 @dataclass
 class Pace:
-    """How the time is shared between the trainings that are left; learners overrun what they are asked for by a ratio."""
+    """How time is shared between the trainings that are left; learners overrun what they are asked for by a ratio."""
 
     watch: Watch
     left: int

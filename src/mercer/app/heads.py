@@ -101,10 +101,16 @@ def describe(head: Head) -> dict[str, Any]:
     """What the learner did, for the report."""
     plan = head.model.plan_
     items = [
-        ("algorithm", plan.algorithm), ("rows", f"{plan.rows:,}"), ("landmarks", f"{plan.landmarks:,}" if plan.landmarks else "none"),
-        ("precision", "float64"), ("jitter added", f"{plan.jitter:.1e}"), ("residual of the solve", f"{plan.residual:.1e}"),
-        ("iterations", str(plan.iterations)), ("memory planned", amount(plan.memory)), ("seconds", f"{plan.seconds:.1f}"),
-    ]  # fmt: skip
+        ("algorithm", plan.algorithm),
+        ("rows", f"{plan.rows:,}"),
+        ("landmarks", f"{plan.landmarks:,}" if plan.landmarks else "none"),
+        ("precision", "float64" if plan.algorithm in ("cholesky", "neighbours") else "float32 products, float64 solve"),
+        ("jitter added", f"{plan.jitter:.1e}"),
+        ("residual of the solve", f"{plan.residual:.1e}" if plan.iterations else "direct solve"),
+        ("iterations", str(plan.iterations)),
+        ("memory planned", amount(plan.memory)),
+        ("seconds", f"{plan.seconds:.1f}"),
+    ]
     return {
         "title": head.name(),
         "items": items,

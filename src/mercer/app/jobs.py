@@ -189,12 +189,13 @@ def _facts(
     outcome.seconds["everything"] = round(watch.elapsed(), 2)
     found = {
         "version": 1, "command": command_of(job), "day": f"{datetime.date.today():%d %B %Y}".lstrip("0"),
-        "table": {"name": job.path.name, "sha256": file_sha256(job.path), "rows": ready.table.num_rows, "columns": ready.table.num_columns},
+        "table": {"name": job.path.name, "sha256": file_sha256(job.path)}
+        | {"rows": ready.table.num_rows, "columns": ready.table.num_columns},
         "settings": asdict(replace(job, path=Path(job.path.name), out=Path(job.out.name))),
         "versions": {k: v for k, v in versions().items() if v}, "machine": machine(), "seconds": dict(outcome.seconds),
         "memory": {"budget": memory_budget(), "peak": _peak()},
         "rows_used": ready.frame.rows, "rows_trained": outcome.rows, "interrupted": outcome.interrupted,
-        "notes": ready.sentences + outcome.notes, "targets": targets, "verdict": say.verdict(targets, folds),
+        "notes": ready.sentences + outcome.notes, "targets": targets, "verdicts": say.verdicts(targets, folds),
         "columns": say.columns(ready.frame, ready.notes, [n for n in ready.table.column_names if n not in job.targets]),
         "data_sentence": say.data_sentence(ready.frame, ready.notes, ready.table.num_rows),
         "importance": learned["importance"], "responses": learned["responses"], "spectrum": learned["spectrum"],
@@ -202,6 +203,7 @@ def _facts(
         "kernel_sentence": plans[0]["kernel_sentence"] if plans else "",
         "map": [ready.frame.columns[i].name for i in pair] if pair else None, "pictures": [], "picture_sentence": "",
     }  # fmt: skip
+    found["verdict"] = " ".join(found["verdicts"])
     found["settings"].pop("started")
     found["settings"] |= {"path": job.path.name, "out": job.out.name, "targets": list(job.targets)}
     return found | {"_oof": table}
@@ -239,7 +241,8 @@ def compute(job: Job, watch: Watch) -> Fitted:
     ready = prepare(job.path, job.targets, job.task)
     goals = ", ".join(f"{shown(t.name)} ({t.task})" for t in ready.targets)
     watch.say(
-        f"{shown(job.path.name)}: {size_of(ready.table)}; predicting {goals} from {count(len(ready.frame.columns), 'column')}"
+        f"{shown(job.path.name)}: {size_of(ready.table)}; predicting {goals} "
+        f"from {count(len(ready.frame.columns), 'column')}"
     )
     for sentence in ready.sentences:
         watch.say(sentence)

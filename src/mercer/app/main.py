@@ -98,7 +98,8 @@ def fit(
 @app.command()
 def predict(
     model: Folder, table: Table,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write: .parquet, .csv or .arrow.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help=("The table to write: .parquet, "
+        ".csv or .arrow."), show_default=False)],
     memory: Memory = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Predict new rows, with 90 % bands."""

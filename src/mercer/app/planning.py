@@ -49,9 +49,15 @@ def as_text(facts: dict[str, Any]) -> str:
         "nystrom": f"with {facts['landmarks']:,} kernel centres, by preconditioned conjugate gradients",
     }[facts["algorithm"]]
     lines = [
-        f"{count(facts['rows'], 'row')}, {count(facts['columns'], 'column')} -> {count(facts['coordinates'], 'coordinate')}; to predict {goals}",
+        (
+            f"{count(facts['rows'], 'row')}, {count(facts['columns'], 'column')} -> "
+            f"{count(facts['coordinates'], 'coordinate')}; to predict {goals}"
+        ),
         f"each of {facts['trainings']} trainings ({facts['trainings'] - 1} folds and all rows) solves {how}",
-        f"{amount(facts['memory'])} of memory planned, {amount(facts['budget'])} allowed; up to {facts['seconds']:.0f} s",
+        (
+            f"{amount(facts['memory'])} of memory planned, {amount(facts['budget'])} "
+            f"allowed; up to {facts['seconds']:.0f} s"
+        ),
     ]
     lines += [f"column '{shown(d['column'])}' is not used: it {d['why']}" for d in facts["dropped"]]
     return "\n".join(lines + [f"! {note}" for note in facts["notes"]])

@@ -114,7 +114,8 @@ def as_text(facts: dict[str, Any]) -> str:
         main = MAIN["regression"]
         held = f"; 90 % bands held {100 * entry['held']:.1f} %" if "held" in entry else ""
         lines.append(
-            f"{shown(entry['target'])}: {NAMES[main]} {number(entry['scores'][main])} on {count(entry['rows'], 'known row')}{held}"
+            f"{shown(entry['target'])}: {NAMES[main]} {number(entry['scores'][main])} "
+            f"on {count(entry['rows'], 'known row')}{held}"
         )
     lines.append(f"{count(facts['rows'], 'row')} predicted in {facts['seconds']:.1f} s -> {facts['out']}")
     return "\n".join(lines)

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from mercer.app import sections
+from mercer.app import opening, sections
+from mercer.app.blocks import Section, section
 from mercer.app.oof import Judged
 from mercer.app.scores import MAIN, NAMES
 from mercer.app.svg import drawing
@@ -40,7 +41,7 @@ def _tiles(facts: dict[str, Any]) -> list[dict[str, str]]:
     return tiles
 
 
-def _pictures(facts: dict[str, Any], pictures: Mapping[str, bytes]) -> sections.Section | None:
+def _pictures(facts: dict[str, Any], pictures: Mapping[str, bytes]) -> Section | None:
     drawn = [
         {"png": base64.b64encode(pictures[p["file"]]).decode(), "caption": p["caption"]}
         for p in facts["pictures"]
@@ -48,7 +49,7 @@ def _pictures(facts: dict[str, Any], pictures: Mapping[str, bytes]) -> sections.
     ]
     if not drawn:
         return None
-    return sections.section("picture", "The picture", "The picture", [facts["picture_sentence"]], [{"figures": drawn}])
+    return section("picture", "The picture", "The picture", [facts["picture_sentence"]], [{"figures": drawn}])
 
 
 def render(facts: dict[str, Any], judged: Sequence[Judged], pictures: Mapping[str, bytes]) -> str:
@@ -58,7 +59,7 @@ def render(facts: dict[str, Any], judged: Sequence[Judged], pictures: Mapping[st
     environment = jinja2.Environment(loader=loader, autoescape=True)
     with drawing():
         parts = [
-            _pictures(facts, pictures), sections.data(facts), sections.leaderboard(facts),
+            _pictures(facts, pictures), opening.data(facts), opening.leaderboard(facts),
             sections.closeness(facts, judged), sections.trust(facts, judged), sections.matters(facts),
             sections.kernel(facts), sections.places(facts, judged), sections.health(facts), sections.again(facts),
         ]  # fmt: skip
@@ -67,8 +68,11 @@ def render(facts: dict[str, Any], judged: Sequence[Judged], pictures: Mapping[st
     return environment.get_template("report.html").render(
         title=f"{', '.join(names)}: mercer report",
         names=names,
-        source=f"{shown(table['name'], 80)} · {count(table['rows'], 'row')} · {count(table['columns'], 'column')} · {facts['day']}",
-        verdict=facts["verdict"],
+        source=(
+            f"{shown(table['name'], 80)} · {count(table['rows'], 'row')} · "
+            f"{count(table['columns'], 'column')} · {facts['day']}"
+        ),
+        verdicts=facts["verdicts"],
         tiles=_tiles(facts),
         sections=[part for part in parts if part is not None],
         css=(place / "report.css").read_text(encoding="utf-8"),

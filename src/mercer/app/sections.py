@@ -1,78 +1,18 @@
-"""The parts of the report, in order: each a question, the answer in a sentence, and the pictures and tables behind it."""
+"""The parts of the report: each a question, the answer in a sentence, and the pictures and tables behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mercer.app import figures
+from mercer.app.blocks import Section, bar, heads, section
 from mercer.app.oof import Judged
-from mercer.app.scores import MAIN, NAMES
-from mercer.app.words import amount, count, fixed, number, percent, shown
+from mercer.app.words import amount, count, number, percent, shown
 
-Section = dict[str, Any]
 _MOST_TARGETS = 3  # drawn; the leaderboard lists all
-
-
-def section(
-    key: str, short: str, title: str, lines: Sequence[str] = (), blocks: Iterable[dict] = (), notes: Sequence[str] = ()
-) -> Section:
-    return {"id": key, "short": short, "title": title, "lines": lines, "blocks": list(blocks), "notes": notes}
-
-
-def _heads(*pairs: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"text": text, "kind": kind} for text, kind in pairs]
-
-
-def _bar(share: float, colour: str = "") -> dict[str, Any]:
-    return {"share": float(np.clip(share, 0.0, 1.0)) if np.isfinite(share) else 0.0, "colour": colour}
-
-
-def data(facts: dict[str, Any]) -> Section:
-    """What went in."""
-    rows = []
-    for column in facts["columns"]:
-        cells = [
-            shown(column["name"], 48), column["kind"], f"{column['distinct']:,}",
-            percent(column["missing"]) if column["missing"] else "none", column["summary"], column["note"],
-        ]  # fmt: skip
-        rows.append({"cells": cells, "warn": bool(column["note"])})
-    most = 60
-    lines = [facts["data_sentence"]]
-    if len(rows) > most:
-        lines.append(f"The first {most} of {len(rows)} columns are listed; run.json holds all.")
-    heads = _heads(
-        ("column", "name"), ("type", "text"), ("distinct", "n"), ("missing", "n"), ("values", "long"), ("", "tag")
-    )
-    return section("data", "The data", "What went in", lines, [{"heads": heads, "rows": rows[:most]}], facts["notes"])
-
-
-def _board(target: dict[str, Any], several: bool) -> dict[str, Any]:
-    keys = list(target["leaderboard"][0]["scores"])
-    main = MAIN[target["task"]]
-    rows = []
-    for row in target["leaderboard"]:
-        value = row["scores"][main]
-        error = f" ± {row['error']:.3f}" if row.get("error") is not None else ""
-        texts = [number(row["scores"].get(k)) for k in keys if k != main]
-        cells = [row["name"], _bar(value), f"{fixed(value)}{error}", *texts, f"{row['seconds']:.1f} s"]
-        rows.append({"cells": cells, "ours": row["name"] == "mercer"})
-    heads = _heads(
-        ("model", "name"), ("", "bar"), (NAMES[main], "n"), *((NAMES[k], "n") for k in keys if k != main), ("time", "n")
-    )
-    return {"heading": shown(target["name"], 60) if several else "", "heads": heads, "rows": rows}
-
-
-def leaderboard(facts: dict[str, Any]) -> Section:
-    """How it compares."""
-    several = len(facts["targets"]) > 1
-    lines = [
-        "Every model was judged on the same folds, on rows it had not seen. The bar is the main score; ± is its "
-        "standard error over the folds."
-    ]  # fmt: skip
-    return section("compare", "Leaderboard", "How it compares", lines, [_board(t, several) for t in facts["targets"]])
 
 
 def _closeness(target: dict[str, Any], judged: Judged, heading: str) -> dict[str, Any]:
@@ -81,12 +21,14 @@ def _closeness(target: dict[str, Any], judged: Judged, heading: str) -> dict[str
         true, found, low, high = judged.true, judged.found, judged.low, judged.high
         pictures = [
             (figures.predicted_and_true(name, true, found, low, high),
-             "Each dot is a row, predicted by a model that had not seen it. The dashed line is perfection, the shading the "
+             "Each dot is a row, predicted by a model that had not seen it. "
+             "The dashed line is perfection, the shading the "
              "average 90 % band, red dots fall outside their own."),
             (figures.residuals(name, true, found, low, high),
              "What is left over. The blue line is the average error of rows predicted alike: it should stay on zero."),
             (figures.bands(name, true, found, low, high),
-             "A sample of rows: the line is the prediction, strokes are 90 % bands, dots the truth, red where the band missed."),
+             ("A sample of rows: the line is the prediction, strokes are 90 % "
+                 "bands, dots the truth, red where the band missed.")),
             (figures.errors(name, target["leaderboard"], "size of the error"),
              "How large errors are: the higher the curve, the more rows have an error below that size."),
         ]  # fmt: skip
@@ -111,9 +53,9 @@ def _closeness(target: dict[str, Any], judged: Judged, heading: str) -> dict[str
     return {"heading": heading, "figures": [{"svg": svg, "caption": text} for svg, text in pictures]}
 
 
-def _worst(target: dict[str, Any]) -> dict[str, Any]:
+def _worst(target: dict[str, Any], most: int) -> dict[str, Any]:
     if target["task"] == "regression":
-        heads = _heads(
+        head = heads(
             ("row", "n"), ("true", "n"), ("predicted", "n"), ("90 % band", "n"), ("what it looks like", "long")
         )
         rows = [
@@ -124,10 +66,10 @@ def _worst(target: dict[str, Any]) -> dict[str, Any]:
                 f"{number(w['low'], 4)} to {number(w['high'], 4)}",
                 w["about"],
             ]
-            for w in target["worst"]
+            for w in target["worst"][:most]
         ]
     else:
-        heads = _heads(
+        head = heads(
             ("row", "n"),
             ("true", "name"),
             ("predicted", "name"),
@@ -136,11 +78,11 @@ def _worst(target: dict[str, Any]) -> dict[str, Any]:
         )
         rows = [
             [f"{w['row']:,}", shown(w["true"], 24), shown(w["found"], 24), percent(w["chance"]), w["about"]]
-            for w in target["worst"]
+            for w in target["worst"][:most]
         ]
     return {
         "heading": f"The rows of {shown(target['name'], 40)} it got most wrong",
-        "heads": heads,
+        "heads": head,
         "rows": [{"cells": r} for r in rows],
     }
 
@@ -150,9 +92,12 @@ def closeness(facts: dict[str, Any], judged: Sequence[Judged]) -> Section:
     several = len(facts["targets"]) > 1
     pairs = list(zip(facts["targets"], judged, strict=True))[:_MOST_TARGETS]
     blocks = [_closeness(t, j, shown(t["name"], 60) if several else "") for t, j in pairs]
-    blocks += [_worst(t) for t in facts["targets"][:_MOST_TARGETS]]
+    blocks += [_worst(t, 4 if several else 10) for t in facts["targets"][:_MOST_TARGETS]]
     lines = [
-        "Out-of-fold predictions: what to expect from new rows like these. Large errors on few rows are worth a look at the data first."
+        (
+            "Out-of-fold predictions: what to expect from new rows like these. Large "
+            "errors on few rows are worth a look at the data first."
+        )
     ]
     return section("close", "Predictions", "How close the predictions are", lines, blocks)
 
@@ -160,14 +105,22 @@ def closeness(facts: dict[str, Any], judged: Sequence[Judged]) -> Section:
 def _trust(target: dict[str, Any], judged: Judged, heading: str) -> dict[str, Any]:
     name, curve = target["name"], target["coverage"]["curve"]
     nominal, measured = np.array(curve["nominal"]), np.array(curve["measured"])
-    pictures = [{"svg": figures.coverage(name, nominal, measured, target["coverage"]["rows"]), "caption":
-                 "Promised against measured coverage, at every level. On the line is honest; below it is overconfident."}]  # fmt: skip
+    honest = "Promised against measured coverage, at every level. On the line is honest; below it is overconfident."
+    if target["task"] != "regression":
+        honest = (
+            "Promised against measured coverage. A set always holds the likeliest "
+            "class, so it cannot cover less than the accuracy."
+        )
+    drawn = figures.coverage(name, nominal, measured, target["coverage"]["rows"])
+    pictures = [{"svg": drawn, "caption": honest}]
     if target["task"] == "regression":
         inside = (judged.true >= judged.low) & (judged.true <= judged.high)
         pictures.append({"svg": figures.pit(name, judged.pit), "caption":
-                         "Flat within the shaded range: the predicted distribution has the right place and width. A hump means bands too wide, a bowl too narrow."})  # fmt: skip
+                         ("Flat within the shaded range: the predicted distribution has the right place "
+                             "and width. A hump means bands too wide, a bowl too narrow.")})  # fmt: skip
         pictures.append({"svg": figures.width_of_bands(name, judged.found, judged.low, judged.high, inside), "caption":
-                         "The 90 % promise kept in groups from the narrowest bands to the widest, with the range that chance allows."})  # fmt: skip
+                         ("The 90 % promise kept in groups from the narrowest bands to the "
+                             "widest, with the range that chance allows.")})  # fmt: skip
     return {"heading": heading, "figures": pictures}
 
 
@@ -177,7 +130,8 @@ def trust(facts: dict[str, Any], judged: Sequence[Judged]) -> Section:
     for target in facts["targets"]:
         held, what = target["coverage"], "bands" if target["task"] == "regression" else "sets of classes"
         sentences.append(
-            f"90 % {what} for {shown(target['name'])} held the truth in {percent(held['measured'])} of {count(held['rows'], 'row')}; {held['size']}."
+            f"90 % {what} for {shown(target['name'])} held the truth in {percent(held['measured'])} "
+            f"of {count(held['rows'], 'row')}; {held['size']}."
         )
     sentences.append("Each row was measured with bands calibrated on the other folds, so no row vouches for itself.")
     pairs = list(zip(facts["targets"], judged, strict=True))[:_MOST_TARGETS]
@@ -201,26 +155,29 @@ def matters(facts: dict[str, Any]) -> Section:
         fall = max(row["falls"])
         cells = [
             shown(row["column"], 48),
-            _bar(row["relevance"] / best, "model"),
+            bar(row["relevance"] / best, "model"),
             percent(row["relevance"], 0),
-            _bar(fall / top, "other"),
+            bar(fall / top, "other"),
             f"{fall:.3f}",
         ]
         rows.append({"cells": cells})
-    heads = _heads(
+    head = heads(
         ("column", "name"), ("learned scale", "bar"), ("share", "n"), ("score lost when shuffled", "bar"), ("lost", "n")
     )
     legend = [
         {"colour": "model", "text": "share of the kernel's sensitivity (short lengthscale = matters)"},
         {"colour": "other", "text": "fall of the score on unseen rows when the column is shuffled"},
     ]
-    blocks: list[dict[str, Any]] = [{"heads": heads, "rows": rows, "legend": legend}] if rows else []
+    blocks: list[dict[str, Any]] = [{"heads": head, "rows": rows, "legend": legend}] if rows else []
     curves = [{"svg": figures.response(c["column"], c["target"], c), "caption": ""} for c in facts["responses"]]
     if curves:
         blocks.append({"heading": "How the prediction moves with each", "figures": curves})
-    lines = ["Two views that should agree: what the kernel learned to look at, and what the score loses without it. "
-             "The curves move one column and keep the others as they are; the shading is the average 90 % band. They describe the model, not causes."]  # fmt: skip
-    return section("matters", "What matters", "What matters", lines, blocks)
+    line = (
+        "Two views that should agree: what the kernel learned to look at, and what the score loses without it. "
+        "The curves move one column and keep the others as they are; the shading is "
+        "the average 90 % band. They describe the model, not causes."
+    )
+    return section("matters", "What matters", "What matters", [line], blocks)
 
 
 def kernel(facts: dict[str, Any]) -> Section | None:
@@ -229,7 +186,10 @@ def kernel(facts: dict[str, Any]) -> Section | None:
     if found is None:
         return None
     picture = figures.spectrum(np.array(found["eigenvalues"]), found["dimension"], found["rows"])
-    caption = "How fast the kernel's eigenvalues fall. Directions left of the mark are fitted; those right of it are treated as noise."
+    caption = (
+        "How fast the kernel's eigenvalues fall. Directions left of the mark "
+        "are fitted; those right of it are treated as noise."
+    )
     items = [
         ("kernel", facts["kernel"]),
         ("effective dimension", number(found["dimension"])),
@@ -264,7 +224,10 @@ def places(facts: dict[str, Any], judged: Sequence[Judged]) -> Section | None:
     drawn = [
         {"svg": figures.chart(tuple(names), at, v, title, kind, lim), "caption": ""} for title, v, kind, lim in pictures
     ]
-    line = f"{shown(target['name'])} over {shown(names[0])} and {shown(names[1])}, predicted by models that had not seen the row. Errors with a pattern mean there is more to learn."
+    line = (
+        f"{shown(target['name'])} over {shown(names[0])} and {shown(names[1])}, predicted by models "
+        "that had not seen the row. Errors with a pattern mean there is more to learn."
+    )
     return section("map", "The map", "Where", [line], [{"figures": drawn}])
 
 
@@ -288,6 +251,9 @@ def again(facts: dict[str, Any]) -> Section:
     items.append(("table", f"SHA-256 {facts['table']['sha256']}"))
     items.append(("seed", str(facts["settings"]["seed"])))
     lines = [
-        "The same command on the same file, versions, machine and threads gives the same predictions, unless the time budget cut it short."
+        (
+            "The same command on the same file, versions, machine and threads gives the "
+            "same predictions, unless the time budget cut it short."
+        )
     ]
     return section("again", "Reproduce", "How to reproduce this", lines, [{"code": facts["command"]}, {"facts": items}])

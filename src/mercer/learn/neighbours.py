@@ -181,7 +181,7 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """Predictions for X: n d, of the shape of y."""
         check_is_fitted(self, "kernel_")
-        found = self.target_.back(self._near.predict(self.coordinates(X), self._served()).numpy())
+        found = self.target_.back(self._near.predict(self.coordinates(X), min(self.neighbours, len(self._x))).numpy())
         return found[:, 0] if self.vector_ else found
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
