@@ -13,7 +13,7 @@ from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
-CENTRES, MANY = 3000, 10_000  # kernel centres: by normal equations, by CG
+FEWEST, CENTRES, MANY = 500, 3000, 10_000  # kernel centres: on a slow machine, by normal equations, by CG
 PATIENCE = 15.0  # seconds for a solve when no budget was given
 STEPS = 45  # iterations of a typical solve, trials of the noise included
 EXACT = 5e-11  # seconds of the exact path for each cubed row
@@ -93,8 +93,8 @@ def choose(n: int, seconds: float | None = None, speed: Speed | None = None, out
     found: dict[str, Plan] = {}
     for algorithm, most in (("nystrom", CENTRES), ("falkon", MANY)):
         m = min(most, n, max(200, int((budget / 96) ** 0.5)))
-        while m > 200 and _seconds(algorithm, n, m, speed, columns, budget) > seconds:
-            m = int(0.85 * m)
+        while m > FEWEST and _seconds(algorithm, n, m, speed, columns, budget) > seconds:
+            m = max(int(0.85 * m), FEWEST)
         stored = 4 * n * m if algorithm == "falkon" else 0
         small = 8 * (8 if algorithm == "nystrom" else 4) * m * m + 4 * n * columns * 3
         memory = small + (stored if stored + small <= budget else 2**23)
