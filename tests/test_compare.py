@@ -14,7 +14,7 @@ from mercer.compare import median_kernel, mmd, squared_mmd
 from mercer.domain import Points
 from mercer.errors import DataError, ShapeError, StructureError
 from mercer.features import Fourier
-from mercer.kernels import Gaussian, Laplace, Linear, Matern, Riesz
+from mercer.kernels import ExpDot, Gaussian, Laplace, Linear, Matern, Riesz
 
 DOUBLE = torch.float64
 
@@ -149,9 +149,11 @@ def test_units_do_not_matter_and_the_seed_does():
 def test_memory_budget_does_not_change_the_answer():
     x, y = normal(300, 2, seed=1), normal(200, 2, seed=2)
     wanted = mmd(Gaussian(), x, y, permutations=40, generator=rng())
-    with memory("600K"):
-        found = mmd(Gaussian(), x, y, permutations=40, generator=rng())
-    assert abs(found.statistic - wanted.statistic) < 1e-12
+    for budget in ("600K", "64K", "1G"):
+        with memory(budget):
+            found = mmd(Gaussian(), x, y, permutations=40, generator=rng())
+        assert abs(found.statistic - wanted.statistic) < 1e-12
+        assert found.p_value == wanted.p_value and (found.null - wanted.null).abs().max() < 1e-12
 
 
 def test_statistic_differentiates():
@@ -159,6 +161,27 @@ def test_statistic_differentiates():
     kernel = Gaussian(0.9)
     assert torch.autograd.gradcheck(lambda a, b: squared_mmd(kernel, a, b), (x, y))
     assert torch.isfinite(torch.autograd.grad(squared_mmd(kernel, x, y), kernel.log_lengthscale)[0])
+
+
+def test_a_statistic_that_is_no_number_is_refused():
+    x, y = 60 * normal(40, 3, seed=1), 60 * normal(40, 3, seed=2)
+    for ask in (squared_mmd, mmd):
+        with pytest.raises(DataError, match=r"ExpDot.* overflows"):
+            ask(ExpDot(), x, y)
+    assert mmd(ExpDot(), x / 60, y / 60, permutations=19, generator=rng()).p_value > 0.05
+
+
+def test_weights_that_leave_no_pair_are_refused():
+    x, y = normal(5, 2, seed=1), normal(6, 2, seed=2)
+    single = torch.tensor([0.0, 3.0, 0.0, 0.0, 0.0], dtype=DOUBLE)
+    for ask in (squared_mmd, mmd):
+        for pair in ((Points(x, single), y), (y, Points(x, single)), (Points(x, 0 * single), y)):
+            with pytest.raises(DataError, match="no pair"):
+                ask(Gaussian(), *pair)
+        with pytest.raises(DataError, match=r"x.weights is -1.0 at row 1"):
+            ask(Gaussian(), Points(x, -single / 3), y)
+    two = Points(x, torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0], dtype=DOUBLE))
+    assert torch.isfinite(squared_mmd(Gaussian(), two, y))
 
 
 def test_bad_input_is_refused_by_name():

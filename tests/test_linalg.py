@@ -21,9 +21,10 @@ from mercer.errors import (
     StructureError,
 )
 from mercer.features.nystrom import Nystrom, cholesky_landmarks
-from mercer.kernels import Gaussian, Matern
+from mercer.kernels import Gaussian, Linear, Matern
 from mercer.linalg import CG, Cholesky, NystromPreconditioner, PivotedCholesky, Woodbury
 from mercer.operators import Dense, Shifted, Tiled
+from mercer.operators.pivoted import pivoted_cholesky
 
 
 def points(n: int, d: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -167,6 +168,75 @@ def test_pivoted_cholesky_stops_at_the_rank_of_the_matrix() -> None:
     x = points(10, 2).repeat(5, 1)
     assert PivotedCholesky(40).factor(Gaussian()(x)).shape[1] <= 11
     assert len(cholesky_landmarks(Gaussian(), x, 40)) <= 11
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pivoted_cholesky_stops_before_rounding(dtype: torch.dtype, random: bool) -> None:
+    """Ranks far beyond the numerical one: F F^T stays at K to rounding, and CG with it converges."""
+    eps = torch.finfo(dtype).eps
+    x = points(300, 2, dtype=dtype)
+    draws = {"random": random, "block": 64 if random else 1, "generator": torch.Generator().manual_seed(1)}
+    factor, pivots = pivoted_cholesky(Linear()(x), 50, **draws)
+    linear = x.numpy() @ x.numpy().T
+    assert factor.shape == (300, 2) and len(set(pivots.tolist())) == 2
+    assert np.abs(factor.numpy() @ factor.numpy().T - linear).max() < 8 * eps * np.abs(linear).max()
+    x = points(1000, 3, dtype=dtype)
+    factor, pivots = pivoted_cholesky(Gaussian(3.0)(x), 200, **draws)
+    gap = gaussian(x.double().numpy(), 3.0) - (factor.double() @ factor.double().mT).numpy()
+    assert len(set(pivots.tolist())) == factor.shape[1] and factor.square().sum(1).max() < 1 + 200 * 8 * eps
+    assert np.abs(gap).max() < 2e-3 and abs(np.trace(gap)) < 1e-4 * 1000
+    a, b = Shifted(Linear()(points(300, 2, dtype=dtype)), 0.1), points(300, 1, 2, dtype=dtype)
+    solver = CG(PivotedCholesky(50, random, torch.Generator().manual_seed(0)), tolerance=2e-4)
+    answer = solver.solve(solver.prepare(a), b)
+    assert answer.converged and answer.iterations <= 3
+
+
+def test_a_zero_matrix_has_a_zero_factor_and_an_indefinite_one_a_typed_error() -> None:
+    b = points(20, 2, 1)
+    zero = Dense(torch.zeros(20, 20, dtype=torch.float64), PSD)
+    for preconditioner in (NystromPreconditioner(5), PivotedCholesky(5)):
+        assert float(preconditioner.factor(zero).abs().sum()) == 0
+        solver = CG(preconditioner)
+        np.testing.assert_allclose(solver.solve(solver.prepare(Shifted(zero, 0.5)), b).value, 2 * b, rtol=1e-12)
+    with pytest.raises(NotPositiveDefiniteError, match="NystromPreconditioner") as error:
+        NystromPreconditioner(20).factor(Dense(torch.diag(points(20, 1)[:, 0]), PSD))
+    assert error.value.smallest == pytest.approx(float(points(20, 1).min()))
+
+
+def test_cg_restarts_where_the_recursion_has_drifted() -> None:
+    """From a start 1e5 away the recursion loses five of float32's seven digits; the answer does not."""
+    x, b = points(200, 2, dtype=torch.float32), points(200, 1, 2, dtype=torch.float32)
+    a, start = Shifted(Gaussian(1.0)(x), 1.0), 1e5 * points(200, 1, 4, dtype=torch.float32)
+    answer = CG(tolerance=1e-5).solve(CG().prepare(a), b, start)
+    wanted = np.linalg.solve(gaussian(x.double().numpy(), 1.0) + np.eye(200), b.double().numpy())
+    assert answer.converged and np.abs(answer.value.numpy() - wanted).max() < 1e-4
+
+
+def test_cg_ends_without_nan_where_the_preconditioner_is_not_definite() -> None:
+    """r . z = 0 for a rotation by a right angle: no step can be taken, which is said and not answered with NaN."""
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    solver = CG(Dense(turn), tolerance=1e-8)
+    with pytest.warns(ConvergenceWarning):
+        answer = solver.solve(solver.prepare(Dense(torch.eye(2, dtype=torch.float64), PSD)), turn[:1].T.contiguous())
+    assert not answer.converged and answer.residual == 1.0 and bool(torch.isfinite(answer.value).all())
+
+
+def test_solvers_take_one_matrix_and_cg_its_dtype() -> None:
+    batch = Dense(torch.eye(3, dtype=torch.float64).expand(2, 3, 3), PSD)
+    for solver in (CG(), Cholesky()):
+        with pytest.raises(ShapeError, match=r"one matrix at a time, A has shape \(2, 3, 3\)"):
+            solver.prepare(batch)
+    a = Shifted(Gaussian()(points(5)), 1.0)
+    with pytest.raises(TypeError, match=r"A is torch.float64, b is torch.float32"):
+        CG().solve(CG().prepare(a), torch.zeros(5, 1))
+    assert Cholesky().solve(Cholesky().prepare(a), torch.ones(5, 1)).value.dtype == torch.float32
+
+
+def test_answers_carry_no_gradient_as_documented() -> None:
+    a, b = Shifted(Gaussian()(points(5)), 1.0), points(5, 1).requires_grad_()
+    for solver in (CG(), Cholesky()):
+        assert not solver.solve(solver.prepare(a), b).value.requires_grad
 
 
 def test_woodbury_is_the_inverse() -> None:

@@ -16,6 +16,7 @@ from mercer.kernel import Kernel
 from mercer.kernels.gaussian import Gaussian
 
 MEDIAN_POINTS = 2000  # the median distance of a pooled sample is taken over at most this many of its points
+NO_PAIRS = 1e-12  # of the squared weight of a sample: a share of distinct pairs that is rounding
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ def squared_mmd(kernel: Kernel, x: Tensor | Domain, y: Tensor | Domain) -> Tenso
 
     kernel: psd, or conditionally psd (Riesz gives the energy distance). x: n d, y: m d, n, m >= 2; the weights of a
     Domain weigh its points. A scalar in float64, differentiable in points and kernel; it may be below zero.
-    Cost: (n + m)^2 (2 d + 30) flops, O(n + m) memory. Raises StructureError for other kernels, DataError for NaN.
-    Source [gretton2012, eq. 3].
+    Cost: (n + m)^2 (2 d + 30) flops, O(n + m) memory. Raises StructureError for other kernels, DataError for NaN,
+    weights that leave no pair, and kernel values so large that the statistic is no number. Source [gretton2012, eq. 3].
     """
     pooled, weights, n = _pool(kernel, x, y)
     sides = torch.zeros_like(pooled[:, :1])
     sides[:n] = 1
-    return _statistics(kernel, pooled, weights, sides)[0]
+    return _finite(kernel, _statistics(kernel, pooled, weights, sides))[0]
 
 
 def mmd(
@@ -72,9 +73,10 @@ def mmd(
 
     p = (1 + #{permuted >= observed}) / (1 + permutations): at most alpha of equal samples fall below alpha, for any n.
     kernel: psd or conditionally psd; None is a Gaussian at the pooled median distance. x: n d, y: m d, n, m >= 2.
-    permutations: >= 1, all of them columns of one product with the lazy operator of the pooled sample.
+    permutations: >= 1, columns of products with the lazy operator of the pooled sample, as many as the budget allows.
+    generator: its seed fixes every split, whatever the memory budget.
     Cost: (n + m)^2 (2 d + 30 + 2 permutations) flops; memory O((n + m) permutations), within the memory budget.
-    Raises StructureError, DataError as `squared_mmd`. Source [gretton2012, eq. 3; phipson2010].
+    Raises StructureError, DataError as `squared_mmd`, for any split. Source [gretton2012, eq. 3; phipson2010].
     """
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; expected at least 1")
@@ -87,11 +89,11 @@ def mmd(
     with torch.no_grad():
         for start in range(0, permutations + 1, width):
             count = min(width, permutations + 1 - start)
-            order = torch.rand(total, count, dtype=torch.float64, generator=generator).argsort(0)
-            if start == 0:
-                order[:, 0] = torch.arange(total)  # the first column is the observed split
+            # one split after the other, so that a seed gives the same ones whatever the budget
+            drawn = [torch.randperm(total, generator=generator) for _ in range(count - (start == 0))]
+            order = torch.stack([torch.arange(total), *drawn] if start == 0 else drawn, 1)  # the observed split first
             sides = torch.zeros_like(order, dtype=torch.float64).scatter_(0, order[:n], 1.0).to(pooled.device)
-            found.append(_statistics(kernel, pooled, weights, sides))
+            found.append(_finite(kernel, _statistics(kernel, pooled, weights, sides)))
         scale = kernel(pooled[:1], pooled).dense().abs().max()
     values = torch.cat(found)
     observed, null = values[0], values[1:]
@@ -119,7 +121,20 @@ def _pool(kernel: Kernel, x: Any, y: Any) -> tuple[Tensor, Tensor, int]:
     for name, side in (("x", first), ("y", second)):
         parts.append(finite(name, side.points).to(torch.float64))
         weights.append(torch.ones_like(parts[-1][:, 0]) if side.weights is None else side.weights.to(parts[-1]))
+        bad = ~(torch.isfinite(weights[-1]) & (weights[-1] >= 0))
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise DataError(f"{name}.weights is {float(weights[-1][row])} at row {row}; expected finite numbers >= 0")
     return torch.cat(parts), torch.cat(weights), first.n
+
+
+def _finite(kernel: Kernel, values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise DataError(
+            f"the squared MMD is {float(values[~torch.isfinite(values)][0])}: {kernel!r} overflows on these points; "
+            "standardise them, or use a kernel that is bounded, such as Gaussian"
+        )
+    return values
 
 
 def _statistics(kernel: Kernel, pooled: Tensor, weights: Tensor, sides: Tensor) -> Tensor:
@@ -137,4 +152,9 @@ def _statistics(kernel: Kernel, pooled: Tensor, weights: Tensor, sides: Tensor) 
     rest = rest - (b.square() * diagonal).sum(0)
     size_a, size_b = a.sum(0), b.sum(0)
     pairs_a, pairs_b = size_a.square() - a.square().sum(0), size_b.square() - b.square().sum(0)
+    if not bool((pairs_a > NO_PAIRS * size_a.square()).all() and (pairs_b > NO_PAIRS * size_b.square()).all()):
+        raise DataError(
+            "the weights leave a sample, or one of its permutations, with a single point that counts: no pair of "
+            "distinct points to average over; drop the points of weight 0 and use at least 2 others on each side"
+        )
     return within / pairs_a + rest / pairs_b - 2 * cross / (size_a * size_b)

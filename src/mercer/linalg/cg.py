@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mercer.errors import ConvergenceWarning
-from mercer.linalg.cholesky import right_hand_side
+from mercer.linalg.cholesky import right_hand_side, single_matrix
 from mercer.linalg.precondition import Preconditioner
 from mercer.operator import Operator
 from mercer.solver import SYMMETRIC_PSD, Solution, Solver
@@ -33,9 +33,10 @@ class CG(Solver[CGState]):
 
     preconditioner: a Preconditioner, an Operator close to A^-1, or None. tolerance: of |A x - b| / |b|, each column
     stops on its own. max_iterations: >= 1. callback(iteration, residual) -> True stops early.
-    Needs: symmetric, psd. Cost: a product with A and with the preconditioner each step; memory 5 n c.
+    Needs: one symmetric psd matrix (no batch), b of its dtype. Cost: a product with A and with the preconditioner
+    each step; memory 5 n c. The answer carries no gradient: there is no implicit differentiation.
     Error: residual <= tolerance, measured at the end as |A x - b| and not by the recursion.
-    Raises ConvergenceWarning, with converged=False in the answer, when the tolerance was missed.
+    Raises ConvergenceWarning, with converged=False in the answer, when the tolerance was missed; ShapeError, TypeError.
     Source [golub2013, alg. 11.5.1].
     """
 
@@ -56,12 +57,15 @@ class CG(Solver[CGState]):
     @torch.no_grad()
     def prepare(self, a: Operator) -> CGState:
         self.check(a)
+        single_matrix("CG", a)
         inverse = self.preconditioner
         return CGState(a, inverse.prepare(a) if isinstance(inverse, Preconditioner) else inverse)
 
     @torch.no_grad()
     def solve(self, state: CGState, b: Tensor, start: Tensor | None = None) -> Solution:
         rhs = right_hand_side(b, state.a.shape[-1])
+        if b.dtype != state.a.dtype:
+            raise TypeError(f"A x = b: A is {state.a.dtype}, b is {b.dtype}; convert one of them")
         # every column at unit length: no product of tiny or huge numbers leaves the float range
         peak = rhs.abs().amax(0) if len(rhs) else rhs.new_zeros(rhs.shape[1])
         peak = torch.where(peak > 0, peak, 1.0)
@@ -80,10 +84,10 @@ class CG(Solver[CGState]):
         return Solution((x * size).reshape(b.shape), error, steps, converged)
 
     def _iterate(self, state: CGState, rhs: Tensor, x: Tensor) -> tuple[int, bool]:
-        """Improve x in place; (steps taken, the callback asked to stop). Restarts once from the true residual."""
+        """Improve x in place; (steps taken, the callback asked to stop). Restarts from the true residual."""
         inverse = (lambda v: v) if state.inverse is None else state.inverse.matmul
         steps, stopped = 0, False
-        for _ in range(3):  # in floating point the recursion drifts from the true residual: measure, and go on
+        for _ in range(3):  # the recursion drifts from the true residual, most from a far start: measure, and go on
             r = rhs - state.a.matmul(x)
             if stopped or steps >= self.max_iterations or not bool((r.norm(dim=0) > self.tolerance).any()):
                 break

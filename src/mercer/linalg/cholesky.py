@@ -29,9 +29,18 @@ def right_hand_side(b: Tensor, n: int) -> Tensor:
     return columns
 
 
+def single_matrix(name: str, a: Operator) -> None:
+    """Raise ShapeError when the operator has batch axes."""
+    if len(a.shape) != 2:
+        raise ShapeError(f"{name} takes one matrix at a time, A has shape {tuple(a.shape)}; loop over the batch")
+
+
 @dataclass(frozen=True)
 class Factor:
-    """A + jitter I = lower lower^T in float64. jitter: what was added, in the units of A; dtype: that of A."""
+    """A + jitter I = lower lower^T in float64. jitter: what was added, in the units of A; dtype: that of A.
+
+    The factor is a constant to autograd: gradients flow to a right-hand side and never to A.
+    """
 
     lower: Tensor
     jitter: float
@@ -59,8 +68,9 @@ class Cholesky(Solver[Factor]):
 
     The factor is made in float64. When A is not numerically definite, jitter I is added: relative to trace(A) / n,
     first n eps, then ten times more each time, never more than `largest` (<= 1e-3). The amount is in the state.
-    tolerance: a solution is `converged` when its residual, jitter included, is below it.
-    Needs: symmetric, psd. Cost: n^3 / 3 flops, 2 n^2 float64 numbers.
+    tolerance: a solution is `converged` when its residual, jitter included, is below it. The answer carries no
+    gradient: there is no implicit differentiation.
+    Needs: one symmetric psd matrix (no batch). Cost: n^3 / 3 flops, 2 n^2 float64 numbers.
     Raises JitterWarning above rounding level (10 n eps); NotPositiveDefiniteError with the smallest eigenvalue.
     """
 
@@ -71,10 +81,10 @@ class Cholesky(Solver[Factor]):
             raise ValueError(f"Cholesky.largest is {largest}; expected a number between 0 and {LARGEST}")
         self.largest, self.tolerance = largest, tolerance
 
+    @torch.no_grad()
     def prepare(self, a: Operator) -> Factor:
         self.check(a)
-        if len(a.shape) != 2:
-            raise ShapeError(f"Cholesky factors one matrix at a time, got {tuple(a.shape)}; loop over the batch")
+        single_matrix("Cholesky", a)
         return self.factor(a.dense())
 
     def factor(self, matrix: Tensor) -> Factor:
@@ -112,6 +122,7 @@ class Cholesky(Solver[Factor]):
             )
             warnings.warn(JitterWarning(message, relative * scale), stacklevel=4)
 
+    @torch.no_grad()
     def solve(self, state: Factor, b: Tensor) -> Solution:
         rhs = right_hand_side(b, state.lower.shape[-1])
         wide = rhs.to(torch.float64)

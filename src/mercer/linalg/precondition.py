@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from mercer.errors import StructureError
+from mercer.errors import NotPositiveDefiniteError, StructureError
 from mercer.linalg.woodbury import Woodbury
 from mercer.operator import Operator
 from mercer.operators.pivoted import pivoted_cholesky, rows
@@ -36,8 +37,8 @@ class PivotedCholesky(Preconditioner):
     """Partial Cholesky of K: at each step the row with the largest remaining diagonal (or one drawn by it).
 
     rank: >= 1. random: draw pivots with probability proportional to the remaining diagonal, which avoids outliers.
-    Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd, its trace is what remains.
-    Source [harbrecht2012, alg. 1], [chen2025, alg. 1].
+    Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd up to rounding, its trace is what
+    remains; where K is exhausted in its dtype F has fewer columns. Source [harbrecht2012, alg. 1], [chen2025, alg. 1].
     """
 
     def __init__(self, rank: int = 100, random: bool = False, generator: torch.Generator | None = None):
@@ -53,7 +54,8 @@ class NystromPreconditioner(Preconditioner):
     """K_nm K_mm^-1 K_mn from `rank` rows of K, drawn uniformly without replacement.
 
     rank: >= 1. Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd; it falls with the
-    eigenvalues of K beyond the rank. Source [frangella2023], [williams2001].
+    eigenvalues of K beyond the rank. A K without any diagonal is zero, and so is F.
+    Raises NotPositiveDefiniteError when the rows are not those of a psd matrix. Source [frangella2023], [williams2001].
     """
 
     def __init__(self, rank: int = 500, generator: torch.Generator | None = None):
@@ -69,6 +71,16 @@ class NystromPreconditioner(Preconditioner):
         middle = part[:, chosen].to(torch.float64)
         # the shift keeps the factor of a nearly singular block bounded; a preconditioner may be a little wrong
         eps = torch.finfo(k.dtype).eps * len(chosen)
-        middle.diagonal().add_(eps * float(middle.diagonal().mean()))
-        lower = torch.linalg.cholesky(middle)
+        scale = float(middle.diagonal().mean()) if len(chosen) else 0.0
+        if scale == 0 and not bool(middle.any()):
+            return torch.zeros_like(part).mT
+        middle.diagonal().add_(eps * scale)
+        lower, info = torch.linalg.cholesky_ex(middle)
+        if info:
+            smallest = float(torch.linalg.eigvalsh(middle)[0]) if bool(torch.isfinite(middle).all()) else math.nan
+            raise NotPositiveDefiniteError(
+                f"NystromPreconditioner: K at {len(chosen)} of its rows has the eigenvalue {smallest:.3g}, its mean "
+                f"diagonal is {scale:.3g}, so K is not psd in {k.dtype}; check the kernel, or use float64",
+                smallest,
+            )
         return torch.linalg.solve_triangular(lower.to(part.dtype), part, upper=False).mT

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mercer.operator import Operator
 
-STOP = 1e-12  # of the trace: what is left of the diagonal is rounding
+ROUNDING = 8  # rounding of an entry of K, in eps; each column of F that is subtracted from it adds one more
 
 
 def rows(k: Operator, index: Tensor) -> Tensor:
@@ -23,14 +23,16 @@ def pivoted_cholesky(
     """F: n r with F F^T close to K, and the r pivots; r <= rank, less where K is exhausted.
 
     Each pivot has the largest remaining diagonal, or is drawn in proportion to it (random). block: pivots drawn at
-    once from the same diagonal (random only); a draw that has become redundant is rejected.
+    once from the same diagonal (random only); a draw that has become redundant is rejected. A pivot that is rounding,
+    (r + 8) eps K_ii in the dtype of K, is refused; no row of F is longer than K_ii^1/2 by more than rounding.
     Cost: rank rows of K and n rank^2 flops. Source [harbrecht2012, alg. 1], [chen2025, alg. 1], [epperly2024, alg. 3].
     """
-    left = k.diagonal().clone()
-    total, rank = float(left.sum()), min(rank, k.shape[-1])
-    out, pivots = left.new_zeros(k.shape[-1], rank), left.new_zeros(rank, dtype=torch.long)
+    diagonal = k.diagonal().clamp_min(0)
+    left, rank = diagonal.clone(), min(rank, k.shape[-1])
+    total, eps = float(left.sum()), torch.finfo(left.dtype).eps
+    out, pivots = left.new_zeros(k.shape[-1], rank), torch.zeros(rank, dtype=torch.long, device=left.device)
     done = 0
-    while done < rank and float(left.sum()) > STOP * total:
+    while done < rank and float(left.sum()) > (done + ROUNDING) * eps * total:
         count = min(block if random else 1, rank - done, int((left > 0).sum()))
         drawn = torch.multinomial(left, count, generator=generator) if random else left.argmax().reshape(1)
         base, weight = done, left[drawn].clone()
@@ -41,8 +43,15 @@ def pivoted_cholesky(
             if luck is not None and float(left[chosen]) < float(luck[step] * weight[step]):
                 continue  # its neighbours in this draw already explain it
             column = columns[:, step] - out[:, base:done] @ out[chosen, base:done]
-            pivots[done], out[:, done] = chosen, column / column[chosen].clamp_min(1e-30).sqrt()
+            pivot, left[chosen] = float(column[chosen]), 0
+            if pivot <= (done + ROUNDING) * eps * float(diagonal[chosen]):
+                continue
+            room = (left + ROUNDING * eps * diagonal).sqrt()  # what is left of K is psd: longer would be rounding
+            room[chosen] = pivot**0.5
+            pivots[done], out[:, done] = chosen, (column / pivot**0.5).clamp(-room, room)
             left = (left - out[:, done].square()).clamp_min_(0)
             left[chosen] = 0
             done += 1
+        if done == base:
+            break  # a whole draw was rounding
     return out[:, :done], pivots[:done]
