@@ -178,7 +178,10 @@ def test_bands_are_measured_on_rows_that_did_not_calibrate_them():
     rng = np.random.default_rng(0)
     x = rng.random((1500, 1))
     noise = rng.normal(size=(1500, 1)) * np.where(x > 0.5, 2.0, 0.5)
-    _, (found,) = bands.measure_numbers(x, noise, np.zeros_like(noise), np.arange(1500) % 5, 0)
+    folds = np.arange(1500) % 5
+    local, (found,) = bands.measure_numbers(x, noise, np.zeros_like(noise), folds, 0)
+    half = bands.widest(local, 0.9) * local.spread(x)
+    np.testing.assert_allclose(half, local.interval(np.zeros_like(noise), x, 0.9)[1])
     assert abs(found.inside.mean() - 0.9) < 4 * np.sqrt(0.09 / 1500)
     width = found.high - found.low
     assert np.median(width[x[:, 0] > 0.6]) > 2.5 * np.median(width[x[:, 0] < 0.4])

@@ -19,6 +19,12 @@ def conformal_rank(n: int, coverage: float) -> int:
     return int(np.ceil((n + 1) * coverage))
 
 
+def widest(calibrator: LocalConformal, coverage: float) -> np.ndarray:
+    """The half width of bands where the local spread is one, for each target; infinite where rows are too few."""
+    size, rank = np.sort(np.abs(calibrator.scores), axis=0), conformal_rank(len(calibrator.scores), coverage)
+    return size[rank - 1] if rank <= len(size) else np.full(size.shape[1], np.inf)
+
+
 @dataclass(frozen=True)
 class ClassSets:
     """Sets of classes: all whose chance is at least a threshold, and always the likeliest [sadinle2019].
@@ -70,10 +76,11 @@ def _numbers(
     for rows in parts:
         others = np.setdiff1d(np.arange(len(true)), rows)
         calibrator = LocalConformal(scale=False, random_state=seed).fit(place[others], (true - found)[others])
+        spread = calibrator.spread(place[rows])
         for level, inside in zip(LEVELS, hits, strict=True):
-            below, above = calibrator.interval(found[rows], place[rows], float(level))
-            inside[rows] = (true[rows] >= below) & (true[rows] <= above)
-        low[rows], high[rows] = calibrator.interval(found[rows], place[rows], COVERAGE)
+            inside[rows] = np.abs(true - found)[rows] <= widest(calibrator, float(level)) * spread
+        half = widest(calibrator, COVERAGE) * spread
+        low[rows], high[rows] = found[rows] - half, found[rows] + half
         pit[rows] = calibrator.pit(found[rows], place[rows], true[rows])
     inside, width = (true >= low) & (true <= high), np.median(high - low, axis=0)
     return [

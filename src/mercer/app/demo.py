@@ -61,9 +61,9 @@ def photo(out: Path) -> tuple[jobs.Fitted, dict[str, Any]]:
     everywhere = np.stack([x, y], axis=1).astype(np.float64)
     colours = image.reshape(-1, 3)
     known = np.sort(np.random.default_rng(SEED).permutation(len(x))[: int(SHARE * len(x))])
-    columns = {"x": x[known], "y": y[known]} | {c: colours[known, i] for i, c in enumerate(CHANNELS)}
+    columns = {"column": x[known], "row": y[known]} | {c: colours[known, i] for i, c in enumerate(CHANNELS)}
     write_table(pa.table(columns), out / "photo-known.parquet")
-    write_table(pa.table({"x": x, "y": y}), out / "photo-all.parquet")
+    write_table(pa.table({"column": x, "row": y}), out / "photo-all.parquet")
     job = jobs.Job(out / "photo-known.parquet", CHANNELS, out / "photo-model", "regression", _PHOTO_SECONDS, folds=3)
     check_place(job.out)
     with Watch(job.seconds, job.folds + 3) as watch:

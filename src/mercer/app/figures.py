@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from mercer.app.svg import BAD, BAND, GOOD, INK, MODEL, MUTED, OTHER, PAPER, POINT, POINT_BAD, blank, to_svg
 from mercer.app.words import shown
@@ -233,6 +233,7 @@ def spectrum(eigenvalues: np.ndarray, dimension: float, rows: int) -> str:
     axes.set_ylim(bottom, share.max() * 1.6)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_power))
+        axis.set_major_locator(LogLocator(10, subs=(1.0,) if axis is axes.xaxis else (1.0, 3.0)))
         axis.set_minor_locator(NullLocator())
     return to_svg(figure, "spectrum", "eigenvalues of the learned kernel")
 
@@ -241,7 +242,9 @@ def chart(
     names: tuple[str, str], at: np.ndarray, values: np.ndarray, title: str, kind: str, limits: tuple[float, float]
 ) -> str:
     """Values at places in the plane. kind: 'value', or 'error' (zero in the middle)."""
-    figure, (axes,) = blank(380, 320)
+    spans = np.ptp(at, axis=0)
+    even = bool(0.3 < spans[0] / max(spans[1], 1e-300) < 3)
+    figure, (axes,) = blank(380, float(np.clip(290 * spans[1] / spans[0] + 75, 200, 440)) if even else 320)
     rows = _sample(len(at), 20_000)
     size = float(np.clip(40_000 / len(rows), 2.0, 40.0))
     colours = "viridis" if kind == "value" else "RdBu_r"
@@ -253,6 +256,10 @@ def chart(
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(MaxNLocator(5))
     axes.set(xlabel=shown(names[0], 24), ylabel=shown(names[1], 24), title=title)
+    if even:
+        axes.set_aspect("equal")
+    if names[1].lower() in ("row", "line"):  # pictures count them from the top
+        axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(visible=False)
     return to_svg(figure, f"map {title} {names}", title)

@@ -38,12 +38,16 @@ def groups(tasks: Sequence[str]) -> list[list[int]]:
     return ([numeric] if numeric else []) + [[i] for i, task in enumerate(tasks) if task != "regression"]
 
 
+def is_local(rows: int, coordinates: int) -> bool:
+    """Whether numbers are predicted from nearest rows: few coordinates, many rows."""
+    return coordinates <= _FLAT and rows > _MANY
+
+
 def fit_head(members: list[int], targets: Sequence[Target], x: np.ndarray, seconds: float, seed: int) -> Head:
     """Fit the learner of a group of targets on coordinates `x`, n x d."""
     if targets[members[0]].task == "regression":
         y = np.stack([targets[i].values for i in members], axis=1)
-        local = x.shape[1] <= _FLAT and len(x) > _MANY
-        model = (NeighbourRidge if local else KernelRidge)(time_budget=seconds, random_state=seed)
+        model = (NeighbourRidge if is_local(*x.shape) else KernelRidge)(time_budget=seconds, random_state=seed)
         return Head(members, model.fit(x, y if len(members) > 1 else y[:, 0]))
     model = KernelClassifier(time_budget=seconds, random_state=seed)
     return Head(members, model.fit(x, targets[members[0]].values))
@@ -97,6 +101,22 @@ def kernel_matrix(model: Any, x: np.ndarray) -> tuple[np.ndarray, float]:
         return model.kernel_.block(points, points).numpy(), float(model.alpha_)
 
 
+def _in_words(kernel: Any) -> str:
+    names = {type(part).__name__ for part in kernel.modules()}
+    smooth = [float(nu) for part in kernel.modules() if (nu := getattr(part, "nu", None)) is not None]
+    if "Gaussian" in names:
+        return "very smooth functions: small changes of a row change its prediction only slightly and evenly"
+    if smooth:
+        return {
+            0.5: "continuous but rough functions: near rows are alike, with kinks and edges allowed",
+            1.5: "functions with a slope everywhere, but with sudden bends",
+            2.5: "smooth functions that may still bend quickly",
+        }.get(min(smooth), "functions of the smoothness that nu says")
+    if "Laplace" in names:
+        return "continuous but rough functions, each column counting by its own distance"
+    return "functions of the form that the kernel's name says"
+
+
 def describe(head: Head) -> dict[str, Any]:
     """What the learner did, for the report."""
     plan = head.model.plan_
@@ -116,5 +136,5 @@ def describe(head: Head) -> dict[str, Any]:
         "items": items,
         "sentence": plan.sentence,
         "kernel": repr(head.model.kernel_),
-        "kernel_sentence": "",
+        "kernel_sentence": _in_words(head.model.kernel_),
     }

@@ -93,6 +93,7 @@ def command_of(job: Job) -> str:
     parts = ["mercer", "fit", job.path.name, *(w for t in job.targets for w in ("--target", t)), "--task", job.task]
     parts += ["--time", f"{job.seconds:g}s"] if job.seconds is not None else []
     parts += ["--memory", str(job.memory)] if job.memory is not None else []
+    parts += ["--folds", str(job.folds)] if job.folds != FOLDS else []
     return shlex.join([*parts, "--seed", str(job.seed), "--out", job.out.name])
 
 

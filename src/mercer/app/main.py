@@ -34,6 +34,7 @@ Memory = Annotated[
     str | None, typer.Option(help="Memory for one product, such as 512M or 4G. Default: a quarter of what is free.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Folds = Annotated[int, typer.Option(min=2, max=50, help="Folds on which models are judged.")]
 Folder = Annotated[Path, typer.Argument(help="A folder that `mercer fit` wrote.", show_default=False)]
 
 
@@ -76,14 +77,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def fit(
     table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("model"),
-    seed: Seed = 0, as_json: Json = False,
+    folds: Folds = 5, seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Learn to predict a column; leave a model folder with a report."""
     with one_line_errors(as_json):
         started = clock.monotonic()  # the budget is that of the whole command, imports included
         seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
         jobs = room("jobs")
-        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, started=started)
+        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, folds, started=started)
         facts = jobs.run(job).facts
         short = {
             k: facts[k] for k in ("verdict", "notes", "algorithms", "seconds", "rows_used", "interrupted", "command")

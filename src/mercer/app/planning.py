@@ -9,11 +9,14 @@ from typing import Any
 
 from mercer.app.fitting import FOLDS, goal
 from mercer.app.frame import TableEncoder
+from mercer.app.heads import is_local
 from mercer.app.jobs import prepare
 from mercer.app.words import amount, count, shown
 from mercer.budget import free_memory, memory, memory_budget
 from mercer.errors import MemoryBudgetError
-from mercer.learn.plan import choose
+from mercer.learn.plan import Plan, choose
+
+NEIGHBOURS_MEMORY = 32 * 2**20  # bytes that a chunk of small systems takes
 
 
 def run(path: Path, names: Sequence[str], task: str, seconds: float, limit: int | None) -> dict[str, Any]:
@@ -27,6 +30,8 @@ def run(path: Path, names: Sequence[str], task: str, seconds: float, limit: int 
     with memory(limit) if limit is not None else nullcontext():
         chosen = choose(n, 0.85 * seconds / (FOLDS + 1))
         budget = memory_budget()
+    if is_local(n, d) and all(t.task == "regression" for t in ready.targets):
+        chosen = Plan("neighbours", n, memory=NEIGHBOURS_MEMORY)
     if x.nbytes * 4 > free_memory():
         raise MemoryBudgetError(
             f"{n:,} rows of {d} coordinates need {amount(x.nbytes * 4)}; give fewer rows or columns"
@@ -45,6 +50,7 @@ def as_text(facts: dict[str, Any]) -> str:
     goals = ", ".join(f"{shown(t['name'])} ({t['task']})" for t in facts["targets"])
     how = {
         "cholesky": "exactly, by Cholesky",
+        "neighbours": "the small system of each point's nearest rows, by Cholesky",
         "cg": "with the whole kernel, by preconditioned conjugate gradients",
         "nystrom": f"with {facts['landmarks']:,} kernel centres, by preconditioned conjugate gradients",
     }[facts["algorithm"]]

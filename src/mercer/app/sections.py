@@ -187,21 +187,16 @@ def kernel(facts: dict[str, Any]) -> Section | None:
         return None
     picture = figures.spectrum(np.array(found["eigenvalues"]), found["dimension"], found["rows"])
     caption = (
-        "How fast the kernel's eigenvalues fall. Directions left of the mark "
-        "are fitted; those right of it are treated as noise."
+        "How fast the kernel's eigenvalues fall on a sample of rows. "
+        "Directions left of the mark are fitted; those right of it are treated as noise."
     )
     items = [
         ("kernel", facts["kernel"]),
-        ("effective dimension", number(found["dimension"])),
-        ("in words", facts["kernel_sentence"]),
+        ("what it believes in", facts["kernel_sentence"]),
+        ("effective dimension", f"{number(found['dimension'])} of {count(found['rows'], 'row')} sampled"),
     ]
-    return section(
-        "kernel",
-        "The kernel",
-        "The kernel itself",
-        [],
-        [{"figures": [{"svg": picture, "caption": caption}]}, {"facts": items}],
-    )
+    blocks = [{"figures": [{"svg": picture, "caption": caption}], "facts": items, "beside": True}]
+    return section("kernel", "The kernel", "The kernel itself", [], blocks)
 
 
 def places(facts: dict[str, Any], judged: Sequence[Judged]) -> Section | None:
@@ -231,6 +226,10 @@ def places(facts: dict[str, Any], judged: Sequence[Judged]) -> Section | None:
     return section("map", "The map", "Where", [line], [{"figures": drawn}])
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def health(facts: dict[str, Any]) -> Section:
     """Numerical health."""
     blocks = []
@@ -242,7 +241,9 @@ def health(facts: dict[str, Any]) -> Section:
         ("budget for one product", amount(memory["budget"])), ("largest size of the process", amount(memory["peak"])),
         *((f"time for {k}", f"{v:.1f} s") for k, v in facts["seconds"].items()),
     ]})  # fmt: skip
-    return section("health", "Numerical health", "Numerical health", facts["algorithms"], blocks)
+    return section(
+        "health", "Numerical health", "Numerical health", [_sentence(text) for text in facts["algorithms"]], blocks
+    )
 
 
 def again(facts: dict[str, Any]) -> Section:
