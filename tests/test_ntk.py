@@ -11,8 +11,9 @@ from torch import nn
 
 from mercer.budget import memory
 from mercer.errors import ShapeError, StructureError
-from mercer.kernels.ntk import EmpiricalNTK
+from mercer.kernels.ntk import CHUNK_NUMBERS, EmpiricalNTK
 from mercer.operators import Tiled
+from tests.peak import peak_bytes
 
 DOUBLE = torch.float64
 
@@ -191,12 +192,48 @@ def test_tiles_stay_in_the_budget():
         assert ((operator @ v) - kernel.block(x, x) @ v).abs().max() < 1e-5 * (kernel.block(x, x) @ v).abs().max()
 
 
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_block_takes_what_workspace_says(loop):
+    module = nn.Sequential(nn.Linear(10, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 1))
+    kernel = EmpiricalNTK(module)
+    kernel._loop = loop
+    x, y = torch.randn(60, 10, generator=rng()), torch.randn(50, 10, generator=rng(1))
+    most = 4 * (kernel.workspace(10) * 110 + 3 * max(CHUNK_NUMBERS, kernel.workspace(10)))
+    assert 4 * kernel.workspace(10) * 110 < peak_bytes(lambda: kernel.block(x, y)) < most
+    with memory("16M"):
+        assert peak_bytes(lambda: kernel.diagonal(x)) < 16 * 2**20
+    assert (kernel.diagonal(x) - kernel.block(x, x).diagonal()).abs().max() < 1e-4 * kernel.diagonal(x).max()
+
+
 def test_precision_is_the_modules_and_the_dtype_the_points():
     module = nn.Linear(3, 2)
     found = EmpiricalNTK(module).block(normal(2, 3), normal(2, 3))
     assert found.dtype == DOUBLE
     assert EmpiricalNTK(module).block(normal(2, 3).float(), normal(2, 3).float()).dtype == torch.float32
     assert EmpiricalNTK(module)(torch.zeros(0, 3), torch.zeros(2, 3)).dense().shape == (0, 2)
+
+
+class Dropping(nn.Module):
+    """Functional dropout: nothing in `modules()` shows it. recurrent: a part that vmap refuses for another reason."""
+
+    def __init__(self, recurrent: bool):
+        super().__init__()
+        self.cell = nn.GRU(2, 3, batch_first=True) if recurrent else nn.Linear(2, 3)
+
+    def forward(self, x):
+        found = self.cell(x)
+        return nn.functional.dropout(found[0] if isinstance(found, tuple) else found, 0.5, self.training).sum((1, 2))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_functional_dropout_is_refused_by_name(recurrent):
+    x = normal(4, 6).float()
+    kernel = EmpiricalNTK(Dropping(recurrent), sample_shape=(3, 2))
+    for ask in (kernel.jacobian, kernel.diagonal, lambda z: kernel(z).dense()):
+        with pytest.raises(StructureError, match="Dropping draws random numbers"):
+            ask(x)
+    still = EmpiricalNTK(Dropping(recurrent).eval(), sample_shape=(3, 2))
+    assert torch.equal(still.block(x, x), still.block(x, x))
 
 
 def test_modules_that_are_no_function_are_refused_by_name():

@@ -15,11 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from mercer.budget import memory_budget
 from mercer.claims import PSD
 from mercer.errors import ShapeError, StructureError
 from mercer.kernel import Kernel
 
-CHUNK = 64  # samples whose gradients are taken together
+CHUNK, CHUNK_NUMBERS = 64, 2**20  # samples whose gradients are taken together, and how many numbers those may be
 
 _log = logging.getLogger("mercer")
 
@@ -38,11 +39,12 @@ class EmpiricalNTK(Kernel):
     """The tangent kernel of a module: <d f(x) / d theta, d f(y) / d theta> over its trainable parameters theta.
 
     module: f on one batch axis, `n *sample_shape -> n outputs` (or `-> n`). A frozen copy is taken, so the kernel does
-    not change when the module trains; parameters with requires_grad False do not count.
+    not change when the module trains; parameters with requires_grad False do not count. It must be a function of one
+    sample: what draws random numbers is refused at the first call.
     outputs: "trace" (sum of the kernels of all outputs), "sum" (the kernel of their sum) or the number of one output.
     sample_shape: the shape of one input; points are its flattened rows `... n d`. Default (d,).
     Claims: symmetric, psd. Cost: a gradient (times outputs for "trace") per point and tile, 2 n m p flops per product.
-    Raises StructureError for active dropout, for BatchNorm in training mode, or without trainable parameters.
+    Raises StructureError for dropout or BatchNorm in training mode, for random forwards, without parameters to train.
     Source [jacot2018, eq. 4; novak2022].
     """
 
@@ -78,7 +80,10 @@ class EmpiricalNTK(Kernel):
             with torch.no_grad():
                 like_theta = next(iter(theta.values()))
                 self._count = len(self._value(theta, like_theta.new_zeros(self._shape(d))))
-        return self._count * sum(p.numel() for p in theta.values()) + 2 * d
+        return self._columns(theta) + 2 * d
+
+    def _columns(self, theta: dict[str, Tensor]) -> int:
+        return self._count * sum(p.numel() for p in theta.values())
 
     def _theta(self) -> dict[str, Tensor]:
         parameters = dict(self.module.named_parameters())
@@ -94,20 +99,32 @@ class EmpiricalNTK(Kernel):
         """d f(x) / d theta: x: ... n d -> ... n p, or ... n outputs*p for "trace", in the dtype of x."""
         theta = self._theta()
         samples = x.to(next(iter(theta.values())).dtype).reshape(-1, *self._shape(x.shape[-1]))
+        self.workspace(x.shape[-1])  # looks up how many outputs there are
+        columns = self._columns(theta)
         if not len(samples):
-            return x.new_zeros(*x.shape[:-1], self.workspace(x.shape[-1]) - 2 * x.shape[-1])
-        with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no batching rule and no second derivative
-            rows = self._rows(theta, samples)
-        return rows.reshape(*x.shape[:-1], rows.shape[-1]).to(x.dtype)
+            return x.new_zeros(*x.shape[:-1], columns)
+        high = min(max(CHUNK_NUMBERS // columns, 1), CHUNK)
+        if torch.is_grad_enabled() and samples.requires_grad:
+            parts = [self._rows(theta, samples[i : i + high]) for i in range(0, len(samples), high)]
+            return torch.cat(parts).reshape(*x.shape[:-1], columns).to(x.dtype)
+        rows = x.new_empty(len(samples), columns)  # filled piece by piece: a list of pieces would take twice the memory
+        for i in range(0, len(samples), high):
+            rows[i : i + high] = self._rows(theta, samples[i : i + high])
+        return rows.reshape(*x.shape[:-1], columns)
 
+    @sdpa_kernel(SDPBackend.MATH)  # the fused ones have no batching rule and no second derivative
     def _rows(self, theta: dict[str, Tensor], samples: Tensor) -> Tensor:
         if not self._loop:
             try:
-                found = vmap(jacrev(self._value), (None, 0), chunk_size=CHUNK)(theta, samples)
-                return torch.cat([found[name].reshape(*found[name].shape[:2], -1) for name in self._names], -1).flatten(
-                    1
-                )
+                found = vmap(jacrev(self._value), (None, 0))(theta, samples)
+                each = [found[name].reshape(*found[name].shape[:2], -1) for name in self._names]
+                return torch.cat(each, -1).flatten(1)
             except (RuntimeError, NotImplementedError) as refusal:
+                if "randomness" in str(refusal) or self._draws(theta, samples[0]):
+                    raise StructureError(
+                        f"EmpiricalNTK: {type(self.module).__name__} draws random numbers in its forward (functional "
+                        "dropout in training mode?), so f is no function: call module.eval()"
+                    ) from refusal
                 rows = self._one_by_one(theta, samples)  # what is wrong with the input is raised again here
                 self._loop = True
                 _log.warning(
@@ -115,6 +132,13 @@ class EmpiricalNTK(Kernel):
                 )
                 return rows
         return self._one_by_one(theta, samples)
+
+    @torch.no_grad()
+    def _draws(self, theta: dict[str, Tensor], sample: Tensor) -> bool:
+        """Whether one evaluation moves the state of torch's random numbers on the CPU."""
+        before = torch.get_rng_state()
+        self._value(theta, sample)
+        return not torch.equal(before, torch.get_rng_state())
 
     def _one_by_one(self, theta: dict[str, Tensor], samples: Tensor) -> Tensor:
         higher = torch.is_grad_enabled() and samples.requires_grad
@@ -151,7 +175,9 @@ class EmpiricalNTK(Kernel):
 
     def diagonal(self, x: Tensor) -> Tensor:
         """|J(x_i)|^2: x: ... n d -> ... n."""
-        return self.jacobian(x).square().sum(-1)
+        high = max(memory_budget() // (4 * x.dtype.itemsize * self.workspace(x.shape[-1])), 1)
+        rows = x.reshape(-1, x.shape[-1]).split(high)
+        return torch.cat([self.jacobian(part).square().sum(-1) for part in rows]).reshape(x.shape[:-1])
 
     def arguments(self) -> dict[str, Any]:
         return {"module": self.module, "outputs": self.outputs, "sample_shape": self.sample_shape}
