@@ -15,6 +15,7 @@ from sklearn.datasets import load_diabetes, load_sample_image
 from sklearn.neighbors import KNeighborsRegressor
 
 from mercer.app import jobs, predicting
+from mercer.app.cores import threads
 from mercer.app.exits import UsageError
 from mercer.app.folder import check_place
 from mercer.app.progress import Watch
@@ -46,10 +47,11 @@ def _png(picture: np.ndarray) -> bytes:
 
 def _peers(at: np.ndarray, colours: np.ndarray, everywhere: np.ndarray) -> dict[str, np.ndarray]:
     """What scipy's linear interpolation (nearest outside the hull) and 8 nearest neighbours make of the same pixels."""
-    linear = LinearNDInterpolator(at, colours)(everywhere)
-    outside = np.isnan(linear).any(1)
-    linear[outside] = NearestNDInterpolator(at, colours)(everywhere[outside])
-    near = KNeighborsRegressor(8, weights="distance").fit(at, colours).predict(everywhere)
+    with threads(len(everywhere)):
+        linear = LinearNDInterpolator(at, colours)(everywhere)
+        outside = np.isnan(linear).any(1)
+        linear[outside] = NearestNDInterpolator(at, colours)(everywhere[outside])
+        near = KNeighborsRegressor(8, weights="distance").fit(at, colours).predict(everywhere)
     return {"scipy linear": linear, "8 nearest": near}
 
 
