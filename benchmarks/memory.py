@@ -1,6 +1,6 @@
 """Peak memory of one product K(x, x) v and of its gradient, beside the size of the matrix that is never formed.
 
-    python benchmarks/memory.py [n] [d]
+python benchmarks/memory.py [n] [d]
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ def main() -> None:
     with torch.no_grad():
         kernel(x[:3000]) @ v[:3000]  # code and thread pools are loaded before the count begins
     before = peak()
-    print(f"n = m = {n:,}, d = {d}, float32; the matrix would take {n * n * 4 / 2**30:,.0f} GiB, the data {n * d * 4 / 2**20:.0f} MiB")
+    print(f"n = m = {n:,}, d = {d}, float32; the matrix would take {n * n * 4 / 2**30:,.0f} GiB", flush=True)
     start = time.perf_counter()
     with torch.no_grad():
         out = kernel(x) @ v
     seconds = time.perf_counter() - start
-    print(f"product:  {seconds:7.1f} s, {n * n / seconds / 1e9:.2f} G evaluations/s, {peak() - before} MiB above the data")
+    print(
+        f"product:  {seconds:7.1f} s, {n * n / seconds / 1e9:.2f} G evaluations/s, {peak() - before} MiB above the data"
+    )
     rows = torch.arange(0, n, n // 50)
     exact = torch.exp(-0.5 * torch.cdist(x[rows].double(), x.double()).square() / d) @ v.double()
-    print(f"largest error on {len(rows)} rows: {(out[rows] - exact).abs().max() / exact.abs().max():.1e} of the largest value")
+    error = (out[rows] - exact).abs().max() / exact.abs().max()
+    print(f"largest error on {len(rows)} rows: {error:.1e} of the largest value")
     m = n // 4
     x.requires_grad_()
     start = time.perf_counter()

@@ -263,7 +263,7 @@ def _scaled(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
 def _selected(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
     a = _leaf(*batch, n + 2, m + 1, dtype=dtype, seed=8)
     rows, cols = torch.arange(n).flip(0) + 1, torch.arange(m) + 1
-    return (o.Dense(a) + o.Dense(a))[rows, cols], 2 * a[..., rows, :][..., cols], [a]
+    return o.Selected(o.Dense(a), rows, cols), a[..., rows, :][..., cols], [a]
 
 
 def _normalised(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
@@ -277,6 +277,17 @@ def _diagonal(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any
     return o.Diagonal(a), torch.diag_embed(a), [a]
 
 
+def _weighted(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    op, matrix, leaves = _tiled(dtype, batch, n, m)
+    w = _leaf(m, dtype=dtype, seed=11)
+    return op @ o.Diagonal(w), matrix * w, [*leaves, w]
+
+
+def _converted(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    a = _leaf(*batch, n, m, dtype=torch.float64, seed=3)
+    return o.Converted(o.Dense(a), dtype), a.to(dtype), [a]
+
+
 OPERATORS = [
     OperatorCase("Tiled", _tiled),
     OperatorCase("Tiled-causal", _tiled_causal),
@@ -284,6 +295,8 @@ OPERATORS = [
     OperatorCase("Tiled-causal-softmax", _causal_softmax, rows_sum_to_one=True),
     OperatorCase("Dense", _dense),
     OperatorCase("Dense-deferred", _deferred),
+    OperatorCase("Weighted", _weighted),
+    OperatorCase("Converted", _converted),
     OperatorCase("LowRank", _lowrank),
     OperatorCase("LowRank-causal", _lowrank_causal),
     OperatorCase("Shifted", _shifted, square=True),
@@ -359,7 +372,18 @@ COVERED: dict[str, str] = {
     "kernels.EmpiricalNTK": "tests/test_ntk.py::test_kernel_equals_the_double_loop",
     **{
         f"operators.{name}": _OP + "product_and_transpose"
-        for name in ("Tiled", "Dense", "LowRank", "Shifted", "Sum", "Composed", "Scaled", "Selected", "Normalised")
+        for name in (
+            "Tiled",
+            "Converted",
+            "Dense",
+            "LowRank",
+            "Shifted",
+            "Sum",
+            "Composed",
+            "Scaled",
+            "Selected",
+            "Normalised",
+        )
     },
     "operators.Diagonal": _OP + "product_and_transpose",
     "operators.Operator": _OP + "product_and_transpose",

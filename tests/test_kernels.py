@@ -80,9 +80,9 @@ def test_definite(case):
 
 def test_wendland_is_definite_up_to_its_dimension_only():
     x = torch.cartesian_prod(*[torch.arange(3, dtype=torch.float64)] * 5)
-    for dimension in (1, 5):
-        least = torch.linalg.eigvalsh(kernels.Wendland(1.7, 0, 5).block(x, x))[0]
-        assert least > -1e-12, dimension
+    assert torch.linalg.eigvalsh(kernels.Wendland(1.7, 0, 5).block(x, x))[0] > -1e-12
+    r = torch.cdist(x, x) / 1.7  # the profile of one dimension, (1 - r)_+, is not psd in five
+    assert torch.linalg.eigvalsh((1 - r).clamp_min(0))[0] < -1e-3
     with pytest.raises(ShapeError, match="psd up to 3 columns"):
         kernels.Wendland(1.0).block(x, x)
 
@@ -308,3 +308,79 @@ def test_bad_arguments_are_named():
         kernels.Gaussian([1.0, 2.0]).block(x, x)
     with pytest.raises(ShapeError, match="reads column 5"):
         kernels.Gaussian().on([5]).block(x, x)
+
+
+FAR = [
+    (kernels.Gaussian(0.01), lambda t: math.exp(-t * t / 2e-4)),
+    (kernels.Laplace(0.01), lambda t: math.exp(-abs(t) / 0.01)),
+    (kernels.Matern(0.5, 0.1), lambda t: math.exp(-abs(t) / 0.1)),
+    (kernels.Periodic(1.0, 0.1), lambda t: math.exp(-2 * math.sin(math.pi * t / 0.1) ** 2)),
+    (kernels.Cosine(0.1), lambda t: math.cos(2 * math.pi * t / 0.1)),
+    (
+        kernels.SpectralMixture([1.0], [[10.0]], [[1.0]]),
+        lambda t: math.exp(-2 * math.pi**2 * t * t) * math.cos(20 * math.pi * t),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kernel", "formula"), FAR, ids=lambda v: repr(v)[:20])
+def test_float32_far_from_the_origin_with_short_lengthscales(kernel, formula):
+    """Steps of 1/1024 beside an offset of 10,000 are exact in float32: nothing may be lost by scaling them first."""
+    steps = torch.arange(-40, 41)
+    x = 10_000 + steps.float()[:, None] / 1024
+    want = torch.tensor([[formula((a - b) / 1024) for b in steps.tolist()] for a in steps.tolist()])
+    assert (kernel.block(x, x).double() - want).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.Gaussian(0.1), kernels.RationalQuadratic(0.1), kernels.Matern(2.5, 0.1)], ids=repr
+)
+def test_one_far_row_does_not_spoil_the_others(kernel):
+    x = 0.05 * torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
+    x[7] = 1e5
+    keep = torch.arange(200) != 7
+    got = kernel.block(x, x).double()[keep][:, keep]
+    close = kernel.block(x[keep].double(), x[keep].double())
+    assert (got - close).abs().max() < 1e-4
+
+
+def test_not_finite_stays_in_its_row_and_huge_is_zero():
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(2))
+    y = x.clone()
+    y[3, 1] = math.nan
+    block = kernels.Gaussian().block(x, y)
+    assert torch.isnan(block[:, 3]).all() and torch.isfinite(block[:, torch.arange(20) != 3]).all()
+    assert torch.equal(kernels.Gaussian().block(1e20 * x, 1e20 * x), torch.eye(20))
+
+
+def test_near_pairs_of_many_columns_take_little_memory():
+    """All pairs near: 400 x 400 x 2,000 columns gathered at once would be 1.3 GB."""
+    x = torch.ones(400, 2000)
+    assert torch.equal(kernels.Matern(2.5, 10.0).block(x, x), torch.ones(400, 400))
+    x[::2, 0] = 2.0
+    s = torch.where(torch.arange(400)[:, None] % 2 == torch.arange(400) % 2, 0.0, 1.0)
+    assert torch.allclose(kernels.Matern(0.5).block(x, x), torch.exp(-s))
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.5, 2.5])
+def test_log_of_matern_where_the_kernel_underflows(nu):
+    kernel = kernels.Matern(nu, 1e-3)
+    x, y = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    r = math.sqrt(2 * nu) * torch.cdist(x, y) / 1e-3
+    want = torch.log({0.5: torch.ones_like(r), 1.5: 1 + r, 2.5: 1 + r + r * r / 3}[nu]) - r
+    assert torch.allclose(kernel.log_block(x, y), want, rtol=1e-10)
+    two = kernel + kernel
+    assert torch.allclose(two.log_block(x, y), want + math.log(2), rtol=1e-10)
+    x, y = (t.detach().requires_grad_() for t in (x, y))
+    moderate = kernels.Matern(nu, 0.7)
+    assert torch.autograd.gradcheck(lambda x, y: moderate.log_block(x, y), (x, y), atol=1e-6)
+    assert torch.autograd.gradgradcheck(lambda x, y: moderate.log_block(x, y), (x, y), atol=1e-5)
+
+
+def test_arccosine_at_zero_and_opposite_vectors():
+    for order in (0, 1):
+        x = torch.tensor([[0.0, 0, 0], [1, 2, 3], [-1, -2, -3], [2, 4, 6]], dtype=torch.float64, requires_grad=True)
+        kernel = kernels.ArcCosine(order)
+        (g,) = torch.autograd.grad(kernel.block(x, x).sin().sum(), x, create_graph=True)
+        (h,) = torch.autograd.grad(g.square().sum(), x)
+        assert torch.isfinite(g).all() and torch.isfinite(h).all() and g.abs().max() < 1e3

@@ -301,7 +301,7 @@ def test_states_pickles_and_clones(learner: Any) -> None:
     assert not hasattr(again, "kernel_") and again.get_params() == model.get_params()
     values, arrays = model.get_state()
     assert all(isinstance(a, np.ndarray) for a in arrays.values())
-    for copy in (pickle.loads(pickle.dumps(model)), learner.from_state(json.loads(json.dumps(values)), arrays)):  # noqa: S301
+    for copy in (pickle.loads(pickle.dumps(model)), learner.from_state(json.loads(json.dumps(values)), arrays)):
         np.testing.assert_allclose(copy.predict(x), model.predict(x), rtol=1e-12)
         assert repr(copy.kernel_) == repr(model.kernel_) and copy.plan_ == model.plan_
         if learner is KernelClassifier:

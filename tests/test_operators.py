@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -12,11 +13,11 @@ import torch
 import mercer.operators.tiled as tiled
 from mercer.assemble import _request as request_for
 from mercer.assemble import assemble, candidates, explain
+from mercer.budget import free_memory, memory, memory_budget, parse_bytes
 from mercer.claims import Claim
 from mercer.domain import Grid, Line, Points
-from mercer.errors import MemoryBudgetError, ShapeError, StructureError
+from mercer.errors import DataError, MemoryBudgetError, ShapeError, StructureError
 from mercer.kernels import ExpDot, Gaussian, Linear, Matern, Riesz
-from mercer.budget import free_memory, memory, memory_budget, parse_bytes
 from mercer.operators import Dense, Diagonal, Shifted, Tiled
 from tests.catalogue import CANNOT, OPERATORS
 
@@ -314,3 +315,75 @@ print(float((out[i] - (torch.exp(-0.5 * (x[i] - x).square().sum(-1) / 4) @ v)).a
 def test_diagonal_operator_is_symmetric():
     d = Diagonal(vectors(5, 1)[:, 0])
     assert d.mT is d and d.tril() is d
+
+
+def test_rows_of_sums_and_weights_never_form_a_square(monkeypatch):
+    """A row of a sum once cost an m x m identity; the budget would refuse it, were it asked."""
+    monkeypatch.setattr(tiled, "TILE", 2**16)
+    x = vectors(3000, 2)
+    w = vectors(3000, 1)[:, 0].exp()
+    k = Gaussian(), Matern(0.5)
+    with memory("24M"):  # a row is 24 kB, the matrix 72 MB
+        both = k[0](x) + k[1](x)
+        close(both[5], k[0].block(x[5:6], x)[0] + k[1].block(x[5:6], x)[0])
+        close((2 * k[0](x))[[7, 9]].dense(), 2 * k[0].block(x[[7, 9]], x))
+        close(Shifted(both, 0.1)[5], both[5] + 0.1 * (torch.arange(3000) == 5).double())
+        close(k[0](x, Points(x, w)).diagonal(), w)
+        close(k[0](x, Points(x, w))[4], k[0].block(x[4:5], x)[0] * w)
+
+
+def test_weights_and_softmax_and_causality_go_together():
+    q, x, w = 60 * vectors(5, 4, seed=1), 60 * vectors(5, 4, seed=2), vectors(5, 1, seed=3)[:, 0].exp()
+    scores = q @ x.mT / 2 + w.log()
+    v = vectors(5, 2)
+    close(ExpDot()(q, Points(x, w)).normalised() @ v, torch.softmax(scores, -1) @ v)
+    past = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+    close(ExpDot()(q, Points(x, w)).tril().normalised() @ v, torch.softmax(past, -1) @ v)
+
+
+def test_a_stored_matrix_follows_its_parameters_and_gradients():
+    x = vectors(40, 3)
+    kernel = Gaussian(1.3)
+    op = assemble(kernel, x, products=100)
+    v = vectors(40, 1)
+    with torch.no_grad():
+        op @ v
+    for _ in range(2):
+        (op @ v).sum().backward()
+    kernel.lengthscale = 2.0
+    with torch.no_grad():
+        close(op @ v, Gaussian(2.0).block(x, x) @ v)
+        before = op.matrix
+        assert op.matrix is before
+
+
+def test_half_precision_points_are_served_in_float32():
+    x, v = vectors(64, 8).bfloat16(), vectors(64, 2).bfloat16()
+    for kernel in (Gaussian(0.5), Matern(0.5)):
+        op = kernel(x)
+        assert op.dtype == torch.bfloat16 and (op @ v).dtype == torch.bfloat16
+        want = kernel.block(x.double(), x.double()) @ v.double()
+        assert ((op @ v).double() - want).abs().max() <= 2**-8 * want.abs().max()
+
+
+def test_algebra_that_a_newcomer_tries():
+    x = vectors(5, 2)
+    op, matrix = Gaussian()(x), Gaussian().block(x, x)
+    v = vectors(5, 2)
+    close(v.mT @ op, v.mT @ matrix)
+    close(v[:, 0] @ op, v[:, 0] @ matrix)
+    close((op - op / 2).dense(), matrix / 2)
+    close((-op).dense(), -matrix)
+    close(op @ np.ones(5), matrix.sum(1))
+    close(op @ [1, 2, 3, 4, 5], matrix @ torch.arange(1.0, 6.0, dtype=torch.float64))
+    with pytest.raises(ShapeError, match="single number"):
+        op @ 2.0
+    with pytest.raises(ShapeError, match="5 values"):
+        Shifted(op, torch.ones(4))
+
+
+def test_points_that_are_not_finite_are_named():
+    x = vectors(6, 3)
+    x[4, 2] = math.nan
+    with pytest.raises(DataError, match="y is nan at row 4, column 2"):
+        Gaussian()(vectors(5, 3), x)

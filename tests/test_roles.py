@@ -229,4 +229,4 @@ def test_count_of_cells(capsys):
     with capsys.disabled():
         refused = sum(r is not None for r in reasons)
         print(f"\nrole matrix: {len(CELLS)} cells, {len(CELLS) - refused} run, {refused} refuse with a reason")
-    assert len(CELLS) == len(ROLES) * len(ROLE_KERNELS)
+    assert refused < len(CELLS) / 5, "a fifth of the matrix refuses: the roles ask too much"

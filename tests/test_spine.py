@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mercer.errors import ShapeError
+from mercer.errors import ShapeError, StructureError
 from mercer.kernels import ExpDot, Gaussian, Matern, Periodic, RationalQuadratic
 from mercer.shapes import check, shapes
 from tests.catalogue import KERNELS
@@ -24,8 +24,11 @@ def test_parameters_read_and_write_like_attributes():
     assert kernel.lengthscale.item() == pytest.approx(2.0)
     kernel.lengthscale = [1.0, 3.0]
     assert kernel.lengthscale.tolist() == pytest.approx([1.0, 3.0])
-    kernel.lengthscale = nn.Parameter(torch.tensor(4.0))
+    kernel.lengthscale = 4
     assert kernel.lengthscale.item() == pytest.approx(4.0) and len(list(kernel.parameters())) == 1
+    for graph in (nn.Parameter(torch.tensor(4.0)), Gaussian(2.0).lengthscale):  # would cut the graph without a word
+        with pytest.raises(TypeError, match="detach it, and train log_lengthscale"):
+            kernel.lengthscale = graph
     for bad in (0, -1.0, float("nan"), float("inf"), [1.0, -1.0]):
         with pytest.raises(ValueError, match=r"Gaussian.lengthscale is .* expected finite numbers > 0"):
             kernel.lengthscale = bad
@@ -126,3 +129,37 @@ def test_shapes_name_the_axis_at_fault():
     with pytest.raises(ShapeError, match="the result.n is 3, elsewhere 4"):
         wrong(torch.ones(4, 3))
     assert check("x: ... n d", x=torch.ones(2, 4, 3)) == {"n": 4, "d": 3}
+
+
+def test_parameters_have_their_number_of_axes():
+    for build in (
+        lambda: Gaussian([[1.0, 2.0]]),
+        lambda: Gaussian().scale(torch.tensor([1.0, 2.0])),
+        lambda: RationalQuadratic(1.0, [1.0, 2.0]),
+    ):
+        with pytest.raises(ShapeError, match="axes; expected"):
+            build()
+
+
+def test_parameters_keep_their_precision_when_a_module_changes_its_own():
+    layer = nn.Sequential(nn.Linear(2, 2), Gaussian(0.3)).to(torch.bfloat16)
+    assert layer[0].weight.dtype == torch.bfloat16 and layer[1].log_lengthscale.dtype == torch.float64
+    assert layer[1].lengthscale.item() == pytest.approx(0.3, rel=1e-15)
+
+
+def test_sum_of_a_list_of_kernels():
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    parts = [Gaussian(), Matern(0.5), Periodic()]
+    assert torch.allclose(sum(parts).block(x, x), parts[0].block(x, x) + parts[1].block(x, x) + parts[2].block(x, x))
+
+
+def test_points_that_are_not_floating_are_refused_in_block():
+    with pytest.raises(TypeError, match="x.double"):
+        (2.5 * Gaussian(1.5)).block(torch.arange(4)[:, None], torch.arange(4)[:, None])
+    with pytest.raises(TypeError, match="complex"):
+        Gaussian()(torch.randn(3, 2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="nn.Module"):
+        Gaussian().warp(torch.tanh)
+    with pytest.raises(StructureError, match="BatchNorm1d"):
+        Gaussian().warp(nn.BatchNorm1d(2))(torch.randn(9, 2)) @ torch.ones(9)
+    assert Gaussian().on(1).block(torch.zeros(2, 2), torch.ones(3, 2)).shape == (2, 3)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mercer.domain import Domain, as_domain
-from mercer.errors import MemoryBudgetError, ShapeError
 from mercer.budget import memory_budget
+from mercer.domain import Domain, as_domain, finite
+from mercer.errors import MemoryBudgetError, ShapeError
 from mercer.operator import Diagonal, Operator
 
 FLOPS_PER_SECOND = 2e10  # about one core on float32 tiles; the choice depends on ratios alone
@@ -66,6 +66,9 @@ def candidates(request: Request) -> list[Candidate]:
         raise ShapeError(f"k(x, y): y.d is {request.y.d}, x.d is {request.x.d}")
     if request.x.points.dtype != request.y.points.dtype:
         raise TypeError(f"k(x, y): x is {request.x.points.dtype}, y is {request.y.points.dtype}; convert one of them")
+    finite("x", request.x.points)
+    if not request.square:
+        finite("y", request.y.points)
     found = []
     for propose in _RULES:
         operator = propose(request)

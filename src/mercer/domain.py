@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -92,15 +93,19 @@ def as_domain(x: Any) -> Domain:
     if isinstance(x, Domain):
         return x
     tensor = torch.as_tensor(x)
+    if tensor.is_complex():
+        raise TypeError("points are complex; a kernel takes real points: stack real and imaginary parts as columns")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
     return Points(tensor)
 
 
 def finite(name: str, values: Tensor) -> Tensor:
-    """`values` (`n d`) as they are; DataError naming the first row and column that is NaN or infinite."""
-    bad = ~torch.isfinite(values)
-    if bool(bad.any()):
-        row, column = bad.nonzero()[0].tolist()
-        raise DataError(f"{name} is {float(values[row, column])} at row {row}, column {column}; drop or fill such rows")
+    """`values` (`... n d`) as they are; DataError naming the first row and column that is NaN or infinite."""
+    if not math.isfinite(values.detach().sum().item()):  # one pass; the mask decides
+        bad = ~torch.isfinite(values.detach())
+        if bool(bad.any()):
+            *_, row, column = at = bad.nonzero()[0].tolist()
+            found = float(values[tuple(at)])
+            raise DataError(f"{name} is {found} at row {row}, column {column}; drop or fill such rows")
     return values

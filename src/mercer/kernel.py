@@ -12,6 +12,8 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from mercer import claims
 from mercer.assemble import assemble
@@ -21,7 +23,7 @@ from mercer.errors import ShapeError, StructureError
 from mercer.operator import Operator
 from mercer.parameter import Positive, WithParameters, like
 from mercer.shapes import shapes
-from mercer.statistic import Statistic, pairwise
+from mercer.statistic import Statistic, centre, log, log_add, pairwise
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Kernel(WithParameters, ABC):
         """log k, for row normalisation without overflow. Raises StructureError where k may be negative."""
         if Claim.POSITIVE not in self.claims:
             raise StructureError(f"{self!r} may be negative, so its rows cannot be normalised; use a positive kernel")
-        return self.block(x, y).log()
+        return log(self.block(x, y))
 
     def diagonal(self, x: Tensor) -> Tensor:
         """k(x_i, x_i): x: ... n d -> ... n."""
@@ -74,7 +76,8 @@ class Kernel(WithParameters, ABC):
     def arguments(self) -> dict[str, Any]:
         """What the constructor was given, by name, parameters at their present values."""
         names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()}
 
     def __add__(self, other: Kernel) -> Kernel:
         if not isinstance(other, Kernel):
@@ -88,15 +91,20 @@ class Kernel(WithParameters, ABC):
 
     __rmul__ = __mul__
 
+    def __radd__(self, other: Any) -> Kernel:
+        return self if other == 0 else self + other  # so that sum(kernels) works
+
     def scale(self, variance: float | Tensor = 1.0) -> Kernel:
         """variance * k, variance > 0 and trainable."""
         return Scaled(self, variance)
 
     def warp(self, module: nn.Module) -> Kernel:
         """k(module(x), module(y)): a learned or fixed change of coordinates, `... n d -> ... n d'`."""
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"warp takes an nn.Module, got {type(module).__name__}; wrap a function in a Module")
         return Warped(self, module)
 
-    def on(self, columns: Sequence[int]) -> Kernel:
+    def on(self, columns: int | Sequence[int]) -> Kernel:
         """k of the chosen columns of the points only."""
         return Warped(self, Columns(columns))
 
@@ -128,7 +136,7 @@ class ProfileKernel(Kernel, ABC):
 
     def log_profile(self, s: Tensor) -> Tensor:
         """log of `profile`, overridden where it is simpler than the profile itself."""
-        return self.profile(s).log()
+        return log(self.profile(s))
 
     def coordinates(self, x: Tensor) -> Tensor:
         """What the statistic is taken of: x / lengthscale where the kernel has one, `... n d -> ... n d'`."""
@@ -140,8 +148,12 @@ class ProfileKernel(Kernel, ABC):
         return x / like(lengthscale, x)
 
     def _reduce(self, x: Tensor, y: Tensor, profile: Callable[[Tensor], Tensor], multiply: Callable) -> Tensor:
+        same = y is x
+        if Claim.STATIONARY in self.claims and y.shape[-2] > 0:  # before scaling, which rounds far from the origin
+            middle = centre(y)
+            x, y = x - middle, y - middle
         u = self.coordinates(x)
-        v = u if y is x else self.coordinates(y)
+        v = u if same else self.coordinates(y)
         if self.statistic is not Statistic.PER_AXIS:
             return profile(pairwise(self.statistic, u, v))
         total = profile(u[..., :, None, 0] - v[..., None, :, 0])
@@ -201,7 +213,7 @@ class Sum(_Combined):
     """k1(x, y) + k2(x, y) + ..."""
 
     _rule, _symbol = staticmethod(claims.of_sum), " + "
-    _join, _log_join = staticmethod(operator.add), staticmethod(torch.logaddexp)
+    _join, _log_join = staticmethod(operator.add), staticmethod(log_add)
 
 
 class Product(_Combined):
@@ -214,7 +226,7 @@ class Product(_Combined):
 class Scaled(Kernel):
     """variance * k(x, y), variance > 0."""
 
-    variance = Positive()
+    variance = Positive(axes=(0,))
 
     def __init__(self, kernel: Kernel, variance: float | Tensor = 1.0):
         super().__init__()
@@ -242,14 +254,24 @@ class Scaled(Kernel):
         return f"{_show(self.variance)} * {inner}"
 
 
+def random_or_coupled(module: nn.Module) -> str | None:
+    """The first submodule whose output for a point is random or depends on the other points."""
+    for name, part in module.named_modules():
+        dropout = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
+        drops = isinstance(dropout, int | float) and dropout > 0
+        if part.training and (drops or isinstance(part, _BatchNorm)):
+            return f"{name or 'module'} ({type(part).__name__})"
+    return None
+
+
 class Columns(nn.Module):
     """Keep the chosen columns of the points, `... n d -> ... n len(columns)`."""
 
-    def __init__(self, columns: Sequence[int]):
+    def __init__(self, columns: int | Sequence[int]):
         super().__init__()
-        self.columns = [int(c) for c in columns]
+        self.columns = [columns] if isinstance(columns, int) else [int(c) for c in columns]
         if not self.columns or min(self.columns) < 0:
-            raise ShapeError(f"columns are {list(columns)}; expected at least one column number >= 0")
+            raise ShapeError(f"columns are {columns}; expected at least one column number >= 0")
 
     def forward(self, x: Tensor) -> Tensor:
         if max(self.columns) >= x.shape[-1]:
@@ -267,6 +289,9 @@ class Warped(Kernel):
         self.claims = kernel.claims & keeps
 
     def _moved(self, x: Tensor) -> Tensor:
+        culprit = random_or_coupled(self.module)
+        if culprit:
+            raise StructureError(f"the warp's {culprit} is in training mode, so it is no function: call .eval() on it")
         dtype = next((p.dtype for p in self.module.parameters()), x.dtype)  # a network keeps its precision, data theirs
         return self.module(x.to(dtype)).to(x.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.budget import memory_budget
 from mercer.claims import LINEAR, NO_CLAIMS, Claim
 from mercer.errors import MemoryBudgetError, ShapeError, StructureError
-from mercer.budget import memory_budget
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class Operator(ABC):
     def dense(self) -> Tensor:
         """The matrix itself, `... n m`. Raises MemoryBudgetError when it does not fit the memory budget."""
         self._fits()
-        return self.matmul(torch.eye(self.shape[-1], dtype=self.dtype, device=self.device))
+        n, m = self.shape[-2:]
+        if n < m:  # as few unit vectors as there are rows or columns
+            return self.mT.matmul(torch.eye(n, dtype=self.dtype, device=self.device)).mT
+        return self.matmul(torch.eye(m, dtype=self.dtype, device=self.device))
 
     def diagonal(self) -> Tensor:
         """The entries A[i, i], `... min(n, m)`."""
@@ -105,6 +109,10 @@ class Operator(ABC):
     def __matmul__(self, v: Tensor | Operator) -> Any:
         if isinstance(v, Operator):
             return Composed(self, v)
+        if not isinstance(v, Tensor):  # a list or an array: numbers without a torch dtype of their own
+            v = torch.as_tensor(v).to(dtype=self.dtype, device=self.device)
+        if v.ndim == 0:
+            raise ShapeError("A @ v: v is a single number; write factor * A, or give v one entry per column of A")
         vector = v.ndim == 1
         columns = v[:, None] if vector else v
         if columns.shape[-2] != self.shape[-1]:
@@ -123,6 +131,19 @@ class Operator(ABC):
         return Scaled(self, factor)
 
     __rmul__ = __mul__
+
+    def __rmatmul__(self, v: Any) -> Tensor:
+        rows = torch.as_tensor(v)
+        return self.mT @ rows if rows.ndim == 1 else (self.mT @ rows.mT).mT
+
+    def __sub__(self, other: Operator) -> Operator:
+        return self + (-1.0) * other if isinstance(other, Operator) else NotImplemented
+
+    def __truediv__(self, factor: float | Tensor) -> Operator:
+        return Scaled(self, 1.0 / factor)
+
+    def __neg__(self) -> Operator:
+        return Scaled(self, -1.0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -175,15 +196,22 @@ class Sum(Operator):
             total = total + part.cost(rhs)
         return total
 
+    def dense(self) -> Tensor:
+        self._fits()
+        return functools.reduce(torch.add, [part.dense() for part in self.parts])
+
     def diagonal(self) -> Tensor:
-        return torch.stack(torch.broadcast_tensors(*[part.diagonal() for part in self.parts])).sum(0)
+        return functools.reduce(torch.add, [part.diagonal() for part in self.parts])
+
+    def _select(self, rows: Tensor, cols: Tensor) -> Operator:
+        return Sum(*[part._select(rows, cols) for part in self.parts])
 
     def tril(self) -> Operator:
         return Sum(*[part.tril() for part in self.parts])
 
 
 class Composed(Operator):
-    """A @ B: B first, then A."""
+    """A @ B: B first, then A. With a Diagonal on the right, the weights of a measure, it is as capable as A."""
 
     def __init__(self, left: Operator, right: Operator):
         if left.shape[-1] != right.shape[-2]:
@@ -201,6 +229,30 @@ class Composed(Operator):
 
     def cost(self, rhs: int = 1) -> Cost:
         return self.left.cost(rhs) + self.right.cost(rhs)
+
+    def dense(self) -> Tensor:
+        self._fits()
+        if isinstance(self.right, Diagonal):
+            return self.left.dense() * self.right.values.unsqueeze(-2)
+        return super().dense()
+
+    def diagonal(self) -> Tensor:
+        if isinstance(self.right, Diagonal):
+            left = self.left.diagonal()
+            return left * self.right.values[..., : left.shape[-1]]
+        return super().diagonal()
+
+    def tril(self) -> Operator:
+        return Composed(self.left.tril(), self.right) if isinstance(self.right, Diagonal) else super().tril()
+
+    def stabilised(self) -> Operator:
+        return Composed(self.left.stabilised(), self.right)
+
+    def _select(self, rows: Tensor, cols: Tensor) -> Operator:
+        inner = torch.arange(self.left.shape[-1])
+        if isinstance(self.right, Diagonal):
+            return Composed(self.left._select(rows, cols), Diagonal(self.right.values[..., cols]))
+        return Composed(self.left._select(rows, inner), self.right._select(inner, cols))
 
 
 class Scaled(Operator):
@@ -224,8 +276,14 @@ class Scaled(Operator):
     def cost(self, rhs: int = 1) -> Cost:
         return self.of.cost(rhs) + Cost(0, self.shape[-2] * rhs, 0)
 
+    def dense(self) -> Tensor:
+        return self.of.dense() * self.factor
+
     def diagonal(self) -> Tensor:
         return self.of.diagonal() * self.factor
+
+    def _select(self, rows: Tensor, cols: Tensor) -> Operator:
+        return Scaled(self.of._select(rows, cols), self.factor)
 
     def tril(self) -> Operator:
         return Scaled(self.of.tril(), self.factor)
@@ -292,6 +350,10 @@ class Diagonal(Operator):
 
     def cost(self, rhs: int = 1) -> Cost:
         return Cost(0, self.shape[-2] * rhs, 0)
+
+    def dense(self) -> Tensor:
+        self._fits()
+        return torch.diag_embed(self.values)
 
     def diagonal(self) -> Tensor:
         return self.values

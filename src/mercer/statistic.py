@@ -1,12 +1,13 @@
 """Statistic: the pairwise number through which most kernels see two points, computed accurately.
 
 Squared distances are the delicate ones. The expanded form |x|^2 + |y|^2 - 2 x.y loses everything far from the origin,
-so points are centred first; what remains is an error of about eps (|x|^2 + |y|^2), which matters to kernels with a
-kink at distance zero, so for those the near pairs are computed again from their differences.
+so points are centred first; what remains is an error of about eps (|x|^2 + |y|^2). Where that may matter (a kink at
+distance zero, or points spread over many lengthscales) near pairs are computed again from their differences.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor
 
 LOG2_E = 1.4426950408889634
 DIRECT_COLUMNS = 4  # up to here differences are as cheap as the expanded form, and exact
-NEAR_FLOAT32, NEAR_FLOAT64 = 1e-3, 1e-6  # pairs with s below this times (|x|^2 + |y|^2) are recomputed for kinks
+NEAR_FLOAT32, NEAR_FLOAT64 = 1e-3, 1e-6  # pairs with s below this times (|x|^2 + |y|^2) are recomputed
+HARMLESS = 2e-6  # an absolute error of s that no smooth profile notices
+GATHERED = 2**20  # numbers gathered at once for near pairs
+CENTRING = 64  # points whose median is the centre
 
 
 def _differences(x: Tensor, y: Tensor) -> Iterator[Tensor]:
@@ -38,15 +42,32 @@ def _direct(x: Tensor, y: Tensor) -> Tensor:
 
 def _expanded(x: Tensor, y: Tensor, kink: bool) -> Tensor:
     left, right = x.square().sum(-1)[..., :, None], y.square().sum(-1)[..., None, :]
+    if not left.numel() or not right.numel():
+        return _zeros(x, y)
+    largest = float(left.max() + right.max())
+    if not math.isfinite(largest):  # squares overflow, or a value is not finite: keep the harm to its own row
+        return _direct(x, y)
     s = ((-2 * x) @ y.mT).add_(left).add_(right).clamp_min_(0)  # in place: fresh memory costs more than arithmetic
-    if kink:
+    if kink or largest * torch.finfo(s.dtype).eps > HARMLESS:
         near = s < (NEAR_FLOAT64 if s.dtype == torch.float64 else NEAR_FLOAT32) * (left + right)
-        if near.any():
-            at = near.nonzero(as_tuple=True)
-            left = x.expand(*s.shape[:-2], *x.shape[-2:])[(*at[:-2], at[-2])]
-            right = y.expand(*s.shape[:-2], *y.shape[-2:])[(*at[:-2], at[-1])]
-            s[at] = (left - right).square().sum(-1)
+        count = int(near.sum())
+        if 4 * count > s.numel():
+            return _direct(x, y)
+        if count:
+            _recompute(s, near, x.expand(*s.shape[:-2], *x.shape[-2:]), y.expand(*s.shape[:-2], *y.shape[-2:]))
     return s
+
+
+def _recompute(s: Tensor, near: Tensor, x: Tensor, y: Tensor) -> None:
+    """The marked entries of s from differences, in place, some pairs at a time."""
+    for at in near.nonzero().split(max(GATHERED // x.shape[-1], 1)):
+        *batch, i, j = at.unbind(-1)
+        s[(*batch, i, j)] = (x[(*batch, i)] - y[(*batch, j)]).square().sum(-1)
+
+
+def centre(y: Tensor) -> Tensor:
+    """A point in the middle of y: ... m d -> ... 1 d, that no outlier and no NaN moves; a constant to gradients."""
+    return y[..., :: max(y.shape[-2] // CENTRING, 1), :].detach().nanmedian(-2, keepdim=True).values
 
 
 class _SquaredDistance(torch.autograd.Function):
@@ -76,12 +97,12 @@ def squared_distance(x: Tensor, y: Tensor, kink: bool = False) -> Tensor:
     """|x_i - y_j|^2: `... n d, ... m d -> ... n m`, >= 0, twice differentiable also at distance zero.
 
     kink: recompute near pairs from differences, for kernels that are not smooth at distance zero.
-    Error: relative eps for d <= 4; else about eps (|x|^2 + |y|^2) around the mean of y, and relative eps for near
-    pairs with `kink`. Cost: 2 n m d flops.
+    Error: relative eps for d <= 4. Else absolute eps (|x|^2 + |y|^2) around the middle of y while that is below 2e-6,
+    and relative 1e-4 (float32) or 3e-10 (float64) beyond, and always with `kink`. Cost: 2 n m d flops.
     """
     if y.shape[-2] > 0:
-        centre = y.mean(-2, keepdim=True).detach()  # a shift: the distances and their gradients do not depend on it
-        x, y = x - centre, y - centre
+        middle = centre(y)  # a shift: the distances and their gradients do not depend on it
+        x, y = x - middle, y - middle
     return _SquaredDistance.apply(x, y, kink)
 
 
@@ -120,6 +141,18 @@ def exp(x: Tensor, factor: float = 1.0) -> Tensor:
     Meant for exponents <= 0, where the absolute error is below eps (the relative error is |factor x| eps).
     """
     return (x * (factor * LOG2_E)).exp2_()
+
+
+def log(x: Tensor) -> Tensor:
+    """log x for x >= 0, with gradient 0 where x is 0 and the logarithm -inf."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).log(), -math.inf)
+
+
+def log_add(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b), with gradient 0 where both are -inf."""
+    top = torch.maximum(a, b).detach()
+    top = torch.where(top == -math.inf, 0.0, top)
+    return log((a - top).exp() + (b - top).exp()) + top
 
 
 class Statistic(Enum):

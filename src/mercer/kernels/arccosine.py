@@ -22,8 +22,14 @@ def _angle(s: Tensor) -> Tensor:
 # As functions of s = |u - v|^2 = 2 - 2 cos(angle), so d(angle)/ds = 1 / (2 sin(angle)).
 _ZERO = (
     lambda s: 1 - _angle(s) / math.pi,
-    off_zero(lambda s: -1 / (math.pi * (s * (4 - s)).clamp_min(torch.finfo(s.dtype).tiny).sqrt())),
+    lambda s: off_zero(lambda p: -1 / (math.pi * p.sqrt()))(s * (4 - s)),  # 0 at opposite vectors as well
 )
+
+
+def _norm(x: Tensor) -> Tensor:
+    """|x|, `... n 1`, with all derivatives 0 at the zero vector."""
+    square = x.square().sum(-1, keepdim=True)
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
 
 
 def _one(s: Tensor) -> Tensor:
@@ -53,7 +59,7 @@ class ArcCosine(Kernel):
 
     @shapes("x: ... n d, y: ... m d -> ... n m")
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        size_x, size_y = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (x, y))
+        size_x, size_y = (_norm(t) for t in (x, y))
         u, v = (t / torch.where(size > 0, size, 1) for t, size in ((x, size_x), (y, size_y)))
         nonzero = (size_x > 0) & (size_y > 0).mT
         s = torch.where(nonzero, squared_distance(u, v, kink=True), 2.0)

@@ -19,7 +19,7 @@ class Constant(Kernel):
     """
 
     claims = PSD | {Claim.STATIONARY, Claim.ISOTROPIC, Claim.POSITIVE}
-    variance = Positive()
+    variance = Positive(axes=(0,))
 
     def __init__(self, variance: float = 1.0):
         super().__init__()

@@ -42,7 +42,7 @@ class Polynomial(ProfileKernel):
     statistic = Statistic.DOT
     claims = PSD
     lengthscale = Positive()
-    offset = Positive()
+    offset = Positive(axes=(0,))
 
     def __init__(self, degree: int = 2, lengthscale: Any = 1.0, offset: float = 1.0):
         super().__init__()

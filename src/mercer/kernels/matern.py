@@ -33,11 +33,33 @@ def _quadratic(q: Tensor) -> Tensor:
 
 _THREE_HALVES = (_linear, *_times(-1 / 2, _HALF))
 _FIVE_HALVES = (_quadratic, *_times(-1 / 6, _THREE_HALVES))
+# log of the same, so that rows can be normalised where the kernel itself underflows: the exponential cancels
+_LOG_LINKS = {
+    0.5: (lambda q: -q.sqrt(), off_zero(lambda q: -0.5 / q.sqrt())),
+    1.5: (
+        lambda q: torch.log1p(q.sqrt()) - q.sqrt(),
+        lambda q: -0.5 / (1 + q.sqrt()),
+        off_zero(lambda q: 0.25 / (q.sqrt() * (1 + q.sqrt()).square())),
+    ),
+    2.5: (
+        lambda q: torch.log1p(q.sqrt() + q / 3) - q.sqrt(),
+        lambda q: -(1 + q.sqrt()) / (6 + 6 * q.sqrt() + 2 * q),
+        lambda q: (1 / 18 + q.sqrt() / 36) / (1 + q.sqrt() + q / 3).square(),
+        off_zero(lambda q: _bend(q.sqrt())),
+    ),
+}
+
+
+def _bend(r: Tensor) -> Tensor:
+    d = 1 + r + r * r / 3
+    return (1 / 36 - 2 * (1 / 18 + r / 36) * (1 + 2 * r / 3) / d) / (2 * r * d.square())
+
+
 _LINKS = {0.5: _HALF, 1.5: _THREE_HALVES, 2.5: _FIVE_HALVES}
 
 
 class Matern(ProfileKernel):
-    """Matern kernel: p_nu(r) exp(r, -1.0), r = sqrt(2 nu) |x - y| / lengthscale, p = 1, 1 + r, 1 + r + r^2/3.
+    """Matern kernel: p_nu(r) exp(-r), r = sqrt(2 nu) |x - y| / lengthscale, p = 1, 1 + r, 1 + r + r^2/3.
 
     nu: 0.5 (continuous paths), 1.5 (once differentiable) or 2.5 (twice).
     lengthscale: () or (d,), > 0, in the units of x.
@@ -57,6 +79,9 @@ class Matern(ProfileKernel):
 
     def profile(self, s: Tensor) -> Tensor:
         return chain(2 * self.nu * s, *_LINKS[self.nu])
+
+    def log_profile(self, s: Tensor) -> Tensor:
+        return chain(2 * self.nu * s, *_LOG_LINKS[self.nu])
 
     def spectrum(self) -> Spectrum:
         """Frequencies follow a multivariate t with 2 nu degrees of freedom [rasmussen2006, eq. 4.15]."""

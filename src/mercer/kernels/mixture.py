@@ -13,7 +13,7 @@ from mercer.errors import ShapeError
 from mercer.kernel import Kernel, Spectrum
 from mercer.parameter import Positive, like
 from mercer.shapes import shapes
-from mercer.statistic import squared_distance
+from mercer.statistic import centre, squared_distance
 
 
 class SpectralMixture(Kernel):
@@ -28,9 +28,9 @@ class SpectralMixture(Kernel):
     """
 
     claims = PSD | {Claim.STATIONARY}
-    weights = Positive()
-    frequencies = Positive()
-    scales = Positive()
+    weights = Positive(axes=(1,))
+    frequencies = Positive(axes=(2,))
+    scales = Positive(axes=(2,))
 
     def __init__(self, weights: Any, frequencies: Any, scales: Any):
         super().__init__()
@@ -48,6 +48,9 @@ class SpectralMixture(Kernel):
             raise ShapeError(f"SpectralMixture.frequencies.d is {self.frequencies.shape[-1]}, x.d is {x.shape[-1]}")
         weights, frequencies, scales = (like(p, x) for p in (self.weights, self.frequencies, self.scales))
         total = torch.zeros((), dtype=x.dtype, device=x.device)
+        if y.shape[-2] > 0:  # a phase far from the origin is rounded
+            middle = centre(y)
+            x, y = x - middle, y - middle
         for weight, frequency, scale in zip(weights, frequencies, scales, strict=True):
             envelope = torch.exp(-2 * math.pi**2 * squared_distance(x * scale, y * scale))
             turn_x, turn_y = 2 * math.pi * (x @ frequency), 2 * math.pi * (y @ frequency)

@@ -34,7 +34,7 @@ class RationalQuadratic(ProfileKernel):
     statistic = Statistic.SQUARED_DISTANCE
     claims = _CLAIMS
     lengthscale = Positive()
-    alpha = Positive()
+    alpha = Positive(axes=(0,))
 
     def __init__(self, lengthscale: Any = 1.0, alpha: float = 1.0):
         super().__init__()

@@ -1,6 +1,7 @@
 """Operators: linear maps. Importing this room registers the rules by which `assemble` finds them."""
 
 from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
+from mercer.operators.converted import Converted
 from mercer.operators.dense import Dense
 from mercer.operators.lowrank import LowRank
 from mercer.operators.positive import PositiveLowRank
@@ -9,6 +10,7 @@ from mercer.operators.tiled import Tiled
 
 __all__ = [
     "Composed",
+    "Converted",
     "Dense",
     "Diagonal",
     "LowRank",

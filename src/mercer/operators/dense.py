@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,23 +23,33 @@ class Dense(Operator):
 
     def __init__(self, matrix: Tensor, claims: Claims = NO_CLAIMS):
         self._matrix: Tensor | None = matrix
-        self._make: Callable[[], Tensor] | None = None
+        self._of: Tiled | None = None
+        self._made_of: tuple[int, ...] = ()
         self.shape, self.dtype, self.device, self.claims = matrix.shape, matrix.dtype, matrix.device, claims
         self.make_flops = 0.0
 
     @classmethod
     def deferred(cls, of: Tiled, make_flops: float) -> Dense:
-        """The matrix of a tiled operator, formed when first needed and kept."""
+        """The matrix of a tiled operator, formed when first needed.
+
+        It is kept until the points or the parameters change. Where a gradient is wanted it is formed for each
+        product, as a kept matrix would tie all products to one graph.
+        """
         op = cls.__new__(cls)
-        op._matrix, op._make, op.make_flops = None, of.dense, make_flops
+        op._matrix, op._of, op._made_of, op.make_flops = None, of, (), make_flops
         op.shape, op.dtype, op.device, op.claims = of.shape, of.dtype, of.device, of.claims
         return op
 
     @property
     def matrix(self) -> Tensor:
-        if self._matrix is None:
-            assert self._make is not None
-            self._matrix = self._make()
+        if self._of is None:
+            return cast(Tensor, self._matrix)
+        sources = [self._of.x, self._of.y, *self._of.kernel.parameters()]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
+            return self._of.dense()
+        versions = tuple(t._version for t in sources)
+        if self._matrix is None or versions != self._made_of:
+            self._matrix, self._made_of = self._of.dense(), versions
         return self._matrix
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -53,7 +63,7 @@ class Dense(Operator):
 
     def cost(self, rhs: int = 1) -> Cost:
         numbers = self.shape.numel()
-        stored = numbers if self._make is None else numbers + COPIES * TILE
+        stored = numbers if self._of is None else numbers + COPIES * TILE
         return Cost(self.make_flops, 2.0 * numbers * rhs, stored * self.dtype.itemsize)
 
     def dense(self) -> Tensor:
@@ -74,9 +84,9 @@ class Dense(Operator):
 @rule
 def stored(request: Request) -> Operator | None:
     """The matrix, when it will be applied more than once."""
-    if request.products < 2:
-        return None
     kernel, x, y = request.kernel, request.x.points, request.y.points
+    if request.products < 2 or x.dtype not in (torch.float32, torch.float64):
+        return None
     tiled = Tiled(kernel, x, x if request.square else y, kernel.claims if request.square else NO_CLAIMS)
     work = float(torch.Size(tiled.shape).numel()) * (2 * x.shape[-1] + KERNEL_FLOPS)
     return Dense.deferred(tiled, work)

@@ -17,6 +17,10 @@ class Shifted(Operator):
         if of.shape[-1] != of.shape[-2]:
             raise ShapeError(f"A + shift I needs a square A, got {tuple(of.shape)}")
         self.of, self.shift = of, torch.as_tensor(shift, dtype=of.dtype, device=of.device)
+        if self.shift.ndim and self.shift.shape not in (of.shape[:-1], of.shape[-1:]):
+            raise ShapeError(
+                f"the shift has shape {tuple(self.shift.shape)}; expected a number or {of.shape[-1]} values"
+            )
         self.shape, self.dtype, self.device = of.shape, of.dtype, of.device
         self.claims = of.claims & LINEAR if bool((self.shift >= 0).all()) else NO_CLAIMS
 

@@ -13,6 +13,7 @@ from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
 from mercer.operator import Cost, Operator
+from mercer.operators.converted import Converted
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
 from mercer.statistic import exp
 
@@ -107,17 +108,20 @@ class Tiled(Operator):
         return Cost(0, work, batch * self.dtype.itemsize * (COPIES * height * width + points))
 
     def dense(self) -> Tensor:
-        """The matrix itself, `... n m`, formed in strips of rows. Raises MemoryBudgetError when it does not fit."""
+        """The matrix itself, `... n m`, formed in tiles. Raises MemoryBudgetError when it does not fit."""
         self._fits()
         n, m = self.shape[-2:]
-        batch = max(math.prod(self.shape[:-2]), 1)
-        strips, high = [], max(TILE // max(m * batch, 1), 16)
-        for i in range(0, max(n, 1), high):
-            rows, scale = self.x[..., i : i + high, :], self.log_scale
-            if scale is not None:
-                scale = scale.mT if self.transposed else scale[..., i : i + high, :]
-            strips.append(self._block(i, 0, rows, self.y, scale))
-        return strips[0] if len(strips) == 1 else torch.cat(strips, -2)
+        height, width = self._tile_shape()
+        scale, strips = self.log_scale, []
+        for i in range(0, max(n, 1), height):
+            x, pieces = self.x[..., i : i + height, :], []
+            for j in range(0, max(m, 1), width):
+                here = scale if scale is None else scale[..., j : j + width, :].mT
+                if scale is not None and not self.transposed:
+                    here = scale[..., i : i + height, :]
+                pieces.append(self._block(i, j, x, self.y[..., j : j + width, :], here))
+            strips.append(torch.cat(pieces, -1))
+        return torch.cat(strips, -2)
 
     def diagonal(self) -> Tensor:
         k = min(self.shape[-2:])
@@ -186,8 +190,15 @@ class _Swapped(Kernel):
 
 @rule
 def tiles(request: Request) -> Operator | None:
-    """Any kernel on any points; positive features are left to the operator that works on their logarithms."""
+    """Any kernel on any points; positive features are left to the operator that works on their logarithms.
+
+    Half precision is for storage: tiles are formed in float32.
+    """
     kernel, x, y = request.kernel, request.x.points, request.y.points
     if isinstance(kernel, FeatureMap) and Claim.POSITIVE in kernel.claims:
         return None
-    return Tiled(kernel, x, x if request.square else y, kernel.claims if request.square else NO_CLAIMS)
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    left = x.float() if half else x
+    right = left if request.square else y.float() if half else y
+    tiled = Tiled(kernel, left, right, kernel.claims if request.square else NO_CLAIMS)
+    return Converted(tiled, x.dtype) if half else tiled
