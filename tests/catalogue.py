@@ -402,6 +402,7 @@ COVERED: dict[str, str] = {
     "learn.KernelRidge": _LEARN + "ridge_agrees_with_scikit_learn",
     "learn.GaussianProcessRegressor": _LEARN + "process_agrees_with_scikit_learn",
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
+    "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "compare.mmd": _CMP + "statistic_equals_the_double_loop",
     "compare.squared_mmd": _CMP + "statistic_equals_the_double_loop",

@@ -24,7 +24,7 @@ from mercer import kernels
 from mercer.budget import memory
 from mercer.errors import DataError, NotPositiveDefiniteError, StructureError
 from mercer.kernels import Constant, Gaussian, Laplace, Linear, Matern, Riesz
-from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal
+from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal, NeighbourRidge
 from mercer.learn.calibrate import Calibration
 from mercer.learn.centres import falkon, normal
 from mercer.learn.likelihood import Likelihood
@@ -53,7 +53,7 @@ def gram(x: np.ndarray, z: np.ndarray, lengthscale: float) -> np.ndarray:
     return np.exp(-((x[:, None] - z[None]) ** 2).sum(-1) / (2 * lengthscale**2))
 
 
-@parametrize_with_checks([KernelRidge(), GaussianProcessRegressor(), KernelClassifier()])
+@parametrize_with_checks([KernelRidge(), GaussianProcessRegressor(), KernelClassifier(), NeighbourRidge()])
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -209,7 +209,7 @@ def test_diabetes_is_no_worse_than_the_linear_model() -> None:
     assert mine > cross_val_score(LinearRegression(), x, y, cv=4).mean() - 0.01
 
 
-@pytest.mark.parametrize("learner", REGRESSORS)
+@pytest.mark.parametrize("learner", [*REGRESSORS, NeighbourRidge])
 def test_intervals_cover_and_follow_the_noise(learner: Any) -> None:
     random = rng(0)
     x = random.uniform(-2, 2, size=(1600, 2))
@@ -292,7 +292,7 @@ def test_many_classes_and_labels_of_any_kind() -> None:
     assert model.predict_proba(x).shape == model.decision_function(x).shape == (300, 3)
 
 
-@pytest.mark.parametrize("learner", ALL)
+@pytest.mark.parametrize("learner", [*ALL, NeighbourRidge])
 def test_states_pickles_and_clones(learner: Any) -> None:
     x, y = problem(120)
     y = (y > 0).astype(int) if learner is KernelClassifier else y
@@ -315,7 +315,7 @@ def test_states_pickles_and_clones(learner: Any) -> None:
             loaded.log_marginal_likelihood()
 
 
-@pytest.mark.parametrize("learner", REGRESSORS)
+@pytest.mark.parametrize("learner", [*REGRESSORS, NeighbourRidge])
 def test_containers_and_outputs(learner: Any) -> None:
     pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
     x, y = problem(80, outputs=2)

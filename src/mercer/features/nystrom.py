@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from mercer.claims import Claim
-from mercer.errors import ShapeError, StructureError
+from mercer.errors import NotPositiveDefiniteError, ShapeError, StructureError
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
+from mercer.operators.kept import Kept
 from mercer.operators.pivoted import pivoted_cholesky
 from mercer.parameter import like
 
-EIGENVALUE = 1e-14  # relative: smaller eigenvalues of K_mm are rounding, and are left out of its pseudo-inverse
+JITTER = 10  # times m eps of the mean diagonal: what is added to K_mm before it is factored
+LARGEST = 1e-3  # of the mean diagonal: with more than this the features would be those of another kernel
 
 
 def uniform_landmarks(x: Tensor, rank: int, generator: torch.Generator | None = None) -> Tensor:
@@ -31,12 +33,14 @@ def cholesky_landmarks(kernel: Kernel, x: Tensor, rank: int, generator: torch.Ge
 
 
 class Nystrom(FeatureMap):
-    """Features of any psd kernel from m landmarks z: phi(x) phi(y)^T = k(x, z) k(z, z)^+ k(z, y).
+    """Features of any psd kernel from m landmarks z: phi(x) phi(y)^T = k(x, z) (k(z, z) + jitter I)^-1 k(z, y).
 
-    kernel: psd (else StructureError). landmarks: m d. Exact where x or y is a landmark.
-    Claims: symmetric, psd. Cost: m kernel values and m^2 flops for each row; m^3 once per parameter change.
+    kernel: psd (else StructureError). landmarks: m d. Exact to jitter where x or y is a landmark. jitter: 10 m eps of
+    the mean diagonal, eps of the dtype of x; ten times more, up to 1e-3, where k(z, z) cannot be factored with less.
+    Claims: symmetric, psd. Cost: m kernel values and m^2 flops for each row; m^3 / 3 once per parameter change, and
+    for each block of rows while a gradient with respect to parameters is wanted.
     Error: K - phi phi^T is psd; it falls with the eigenvalues of K beyond m.
-    Source [williams2001].
+    Raises NotPositiveDefiniteError when no jitter is enough. Source [williams2001].
     """
 
     landmarks: Tensor
@@ -50,6 +54,8 @@ class Nystrom(FeatureMap):
             raise ShapeError(f"Nystrom.landmarks has shape {tuple(points.shape)}; expected m d with m >= 1")
         self.kernel, self.rank = kernel, len(points)
         self.register_buffer("landmarks", points)
+        self.jitter = 0.0  # the last one added, in the units of k
+        self._factor = Kept()
 
     @classmethod
     def fit(
@@ -69,11 +75,29 @@ class Nystrom(FeatureMap):
 
     def features(self, x: Tensor) -> Tensor:
         """phi(x): x: ... n d -> ... n m."""
+        points = x if x.dtype in (torch.float32, torch.float64) else x.float()  # half precision has no solver
+        lower = self._factor.get(self, lambda: self._cholesky(torch.finfo(points.dtype).eps), key=points.dtype)
+        block = self.kernel.block(points, like(self.landmarks, points))
+        return torch.linalg.solve_triangular(like(lower, points).mT, block, upper=True, left=False).to(x.dtype)
+
+    def _cholesky(self, eps: float) -> Tensor:
+        """The factor of k(z, z) + jitter I in float64. Its gradient exists also where eigenvalues repeat."""
         z = self.landmarks.to(torch.float64)
-        values, vectors = torch.linalg.eigh(self.kernel.block(z, z))
-        keep = values > EIGENVALUE * len(z) * values[-1].detach()
-        whitening = torch.where(keep, torch.where(keep, values, 1.0).rsqrt(), 0.0) * vectors
-        return self.kernel.block(x, like(self.landmarks, x)) @ like(whitening, x)
+        gram = self.kernel.block(z, z)
+        scale, unit = float(gram.detach().diagonal().mean()), torch.eye(len(z), dtype=z.dtype, device=z.device)
+        relative = JITTER * len(z) * eps
+        while relative <= LARGEST or relative == JITTER * len(z) * eps:
+            lower, info = torch.linalg.cholesky_ex(gram.detach() + relative * scale * unit)
+            if not info:
+                self.jitter = relative * scale
+                return torch.linalg.cholesky(gram + self.jitter * unit) if gram.requires_grad else lower
+            relative *= 10
+        smallest = float(torch.linalg.eigvalsh(gram.detach())[0])
+        raise NotPositiveDefiniteError(
+            f"Nystrom: {self.kernel!r} at {len(z)} landmarks has the eigenvalue {smallest:.3g}, its mean diagonal is "
+            f"{scale:.3g}, and jitter up to {LARGEST:g} of that did not mend it; is the kernel psd?",
+            smallest,
+        )
 
     def redraw(self, generator: torch.Generator | None = None) -> None:
         """The landmarks are given, not drawn: nothing changes."""

@@ -2,7 +2,8 @@
 
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.process import GaussianProcessRegressor
 from mercer.learn.ridge import KernelRidge
 
-__all__ = ["GaussianProcessRegressor", "KernelClassifier", "KernelRidge", "LocalConformal"]
+__all__ = ["GaussianProcessRegressor", "KernelClassifier", "KernelRidge", "LocalConformal", "NeighbourRidge"]

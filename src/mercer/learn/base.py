@@ -48,8 +48,6 @@ class KernelEstimator(BaseEstimator, ABC):
     _spread = SPREAD
 
     def _read(self, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
-        if reset and y is None:
-            raise DataError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         table, y = read(self, x, y, reset=reset, classes=classes)
         if reset and len(table) < 2:
             raise DataError(f"{type(self).__name__} got 1 sample; expected at least 2 rows to learn from")

@@ -13,10 +13,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mercer.errors import DataError
+from mercer.claims import Claim
+from mercer.errors import DataError, StructureError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn import plan as planning
+from mercer.learn.conformal import LocalConformal
+from mercer.learn.regress import as_given
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import Clock
@@ -78,7 +81,7 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
     kernel: a psd Kernel, or None: the best of Matern 1/2, 3/2 and 5/2 with a lengthscale for each column.
     alpha: > 0, relative to the kernel's diagonal; None: learned. neighbours: 2 or more.
     time_budget: seconds for learning, soft. random_state: of draws of rows.
-    Fitted: kernel_, alpha_ (for standardised data), plan_, left_out_ (each row from its neighbours without itself).
+    Fitted: kernel_, alpha_ (for standardised data), plan_, conformal_, left_out_ (rows from their neighbours alone).
     Cost: neighbours^3 / 3 flops for each predicted point, none to fit beside the learning.
     Error: rows beyond the nearest are ignored, which the screening effect makes small for short lengthscales.
     Source [vecchia1988], [cressie1993, eq. 3.2.6].
@@ -96,10 +99,17 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         self.kernel, self.alpha, self.neighbours = kernel, alpha, neighbours
         self.time_budget, self.random_state = time_budget, random_state
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def fit(self, X: Any, y: Any) -> NeighbourRidge:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""
         clock = Clock.of(self.time_budget)
         table, y = read(self, X, y, reset=True)
+        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
+            raise StructureError(f"NeighbourRidge needs a psd kernel; {self.kernel!r} does not claim it")
         if len(table) < 3:
             raise DataError(f"NeighbourRidge got {len(table)} samples; expected at least 3 rows to learn from")
         if self.neighbours < 2:
@@ -113,6 +123,8 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         self._near = Neighbourhoods(self.kernel_, self.alpha_, self._x, self._y)
         k = self._served()
         self.left_out_ = self.target_.back(self._near.left_out(torch.arange(len(table)), k).numpy())
+        wrong = target.reshape(len(table), -1) - self.left_out_
+        self.conformal_ = LocalConformal(random_state=0).fit(self._x.numpy(), wrong)
         plan = planning.Plan(
             "neighbours", len(table), landmarks=k, seconds=clock.used(), interrupted=clock.interrupted,
             memory=CHUNK * 8 * k * (2 * k + table.shape[1] + 4),
@@ -178,20 +190,35 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         """The points that `kernel_` sees for rows of X, `n d` float64."""
         return self.scaler_(read(self, X, reset=False)[0])
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Predictions for X: n d, of the shape of y."""
+    def _shaped(self, X: Any, values: np.ndarray) -> Any:
+        return as_given(X, values[:, 0] if self.vector_ else values)
+
+    def _predicted(self, x: Tensor) -> np.ndarray:
+        return self.target_.back(self._near.predict(x, min(self.neighbours, len(self._x))).numpy())
+
+    def predict(self, X: Any) -> Any:
+        """Predictions for X: n d, of the shape of y; torch in, torch out."""
         check_is_fitted(self, "kernel_")
-        found = self.target_.back(self._near.predict(self.coordinates(X), min(self.neighbours, len(self._x))).numpy())
-        return found[:, 0] if self.vector_ else found
+        return self._shaped(X, self._predicted(self.coordinates(X)))
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
+        """(lower, upper) that hold a new y with this chance; wider where left-out residuals were larger."""
+        check_is_fitted(self, "kernel_")
+        x = self.coordinates(X)
+        low, high = self.conformal_.interval(self._predicted(x), x.numpy(), coverage)
+        return self._shaped(X, low), self._shaped(X, high)
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""
         check_is_fitted(self, "kernel_")
+        local, more = self.conformal_.get_state()
         values = {
+            "conformal": local,
             "kernel": to_spec(self.kernel_), "noise": float(self.alpha_), "vector": self.vector_,
             "neighbours": self.neighbours, "plan": self.plan_.as_dict(),
         }  # fmt: skip
         return values, {
+            **{f"conformal.{key}": value for key, value in more.items()},
             "points": self._x.numpy(), "values": self._y.numpy(), "x_centre": self.scaler_.centre,
             "x_scale": self.scaler_.scale, "y_centre": self.target_.centre, "y_scale": self.target_.scale,
         }  # fmt: skip
@@ -207,5 +234,7 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         found.scaler_ = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
         found.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
         found.n_features_in_ = found._x.shape[1]
+        part = {key.removeprefix("conformal."): a for key, a in arrays.items() if key.startswith("conformal.")}
+        found.conformal_ = LocalConformal.from_state(values["conformal"], part)
         found._near = Neighbourhoods(found.kernel_, found.alpha_, found._x, found._y)
         return found

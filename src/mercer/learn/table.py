@@ -36,6 +36,8 @@ def refuse_gaps(table: np.ndarray, what: str, names: np.ndarray | None = None) -
 
 def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
     """(X as float64 `n d`, y as it came in numpy), checked the scikit-learn way and for gaps, with places named."""
+    if reset and y is None:
+        raise DataError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
     x, y = plain(x), plain(y)
     table = validate_data(estimator, x, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=reset)
     if y is not None:
