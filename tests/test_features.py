@@ -9,7 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.kernel_approximation import RBFSampler
 
-from mercer.errors import StructureError
+from mercer.budget import memory
+from mercer.errors import ShapeError, StructureError
 from mercer.features import Favor, Fourier, Orthogonal
 from mercer.features.fourier import haar
 from mercer.kernels import (
@@ -25,6 +26,7 @@ from mercer.kernels import (
     SpectralMixture,
 )
 from mercer.operators import LowRank, PositiveLowRank
+from tests.peak import peak_bytes
 
 DOUBLE = torch.float64
 
@@ -214,6 +216,93 @@ def test_positive_lowrank_equals_its_matrix(n, m, causal):
     assert (operator.diagonal() - matrix.diagonal(dim1=-2, dim2=-1)).abs().max() < 1e-12 * size
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["fourier", "favor-iid"])
+@pytest.mark.parametrize("budget", ["20K", "4G"])
+def test_features_block_by_block_equal_the_matrix(name, causal, budget):
+    phi = MAPS[name](rng(1))
+    x, y = 0.5 * normal(2, 333, 5, seed=1), 0.5 * normal(2, 217, 5, seed=2)
+    matrix = torch.einsum("bnr,bmr->bnm", phi.features(x), phi.features(y))
+    operator = phi(x, y)
+    if causal:
+        operator, matrix = operator.tril(), matrix.tril()
+    v, w = normal(2, 217, 3, seed=3), normal(2, 333, 3, seed=4)
+    leaves = [p for p in phi.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad((matrix @ v).square().sum(), leaves)
+    with memory(budget):
+        assert (operator @ v - matrix @ v).abs().max() < 1e-11
+        assert (operator.mT @ w - matrix.mT @ w).abs().max() < 1e-11
+        assert (operator.diagonal() - matrix.diagonal(dim1=-2, dim2=-1)).abs().max() < 1e-12
+        found = torch.autograd.grad((operator @ v).square().sum(), leaves)
+        if not causal:
+            assert (operator[3:90, 5:70] @ v[:, 5:70] - matrix[:, 3:90, 5:70] @ v[:, 5:70]).abs().max() < 1e-11
+    assert (operator.dense() - matrix).abs().max() < 1e-12
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() < 1e-9 * b.abs().max()
+
+
+def test_features_block_by_block_differentiate_twice():
+    phi = Fourier(Gaussian(0.9), 2, 6, rng())
+    x, v = normal(7, 2, seed=1).requires_grad_(), normal(7, 1, seed=2).requires_grad_()
+    with memory("1K"):
+        assert torch.autograd.gradcheck(lambda a, b: phi(a) @ b, (x, v))
+        assert torch.autograd.gradgradcheck(lambda a, b: phi(a) @ b, (x, v))
+
+
+def test_features_take_the_budget_and_calling_the_map_takes_nothing():
+    phi = Fourier(Gaussian(1.0), 3, 500, rng())
+    x, v = torch.randn(20_000, 3, generator=rng()), torch.ones(20_000, 1)  # the features would be 40 MB
+    with memory("8M"):
+        assert peak_bytes(lambda: phi(x)) < 1024
+        operator = phi(x)
+        assert operator.cost().memory < 8 * 2**20
+        assert peak_bytes(lambda: operator @ v) < 8 * 2**20
+        assert peak_bytes(lambda: (operator @ v).sum().backward()) < 8 * 2**20
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_an_operator_follows_its_map(name):
+    """Products see the parameters as they are, also when changed behind autograd's back."""
+    phi = MAPS[name](rng(1))
+    x, v = 0.3 * normal(30, 5), normal(30, 2, seed=1)
+    operator = phi(x)
+
+    def changes():
+        yield lambda: None
+        for p in phi.parameters():
+            yield lambda p=p: p.data.add_(0.3)
+        yield lambda: phi.redraw(rng(7))
+        yield lambda: x.mul_(1.5)
+
+    with torch.no_grad():
+        for change in changes():
+            before = operator @ v
+            change()
+            left = phi.features(x)
+            assert (operator @ v - left @ (left.mT @ v)).abs().max() < 1e-11
+            assert torch.equal(operator @ v, operator @ v)
+        assert not torch.allclose(before, operator @ v)
+
+
+def test_features_are_made_once_for_many_products():
+    class Counting(Fourier):
+        made = 0
+
+        def features(self, x):
+            self.made += 1
+            return super().features(x)
+
+    phi = Counting(Gaussian(), 2, 8, rng())
+    x, v = normal(40, 2), normal(40, 1, seed=1)
+    operator, total = phi(x), 0
+    with torch.no_grad():
+        for i in range(5):
+            total = total + operator @ v + operator[i : i + 3].mT @ v[:3]
+    assert phi.made == 1
+    columns = torch.func.vmap(lambda u: operator @ u, in_dims=1, out_dims=1)(normal(40, 3, seed=2))
+    assert (columns - operator @ normal(40, 3, seed=2)).abs().max() < 1e-12
+
+
 def test_what_cannot_be_is_refused_by_name():
     with pytest.raises(StructureError, match="Linear"):
         Fourier(Linear(), 3, 8)
@@ -225,6 +314,21 @@ def test_what_cannot_be_is_refused_by_name():
         Fourier(Gaussian(), 3, 7)
     with pytest.raises(StructureError, match="negative"):
         Fourier(Gaussian(), 3, 8).log_features(normal(2, 3))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_points_of_another_dimension_are_named(name):
+    phi = MAPS[name](rng())
+    for ask in (phi, phi.features, lambda z: phi.block(z, z)):
+        with pytest.raises(ShapeError, match=r"d = 5 columns, x.d is 2"):
+            ask(normal(4, 2))
+
+
+def test_a_few_directions_in_many_columns_need_no_square_factor():
+    assert peak_bytes(lambda: haar(2, 2000, rng())) < 1e6  # a 2000 x 2000 matrix takes 32 MB
+    q = haar(3, 2000, rng())
+    assert q.shape == (3, 2000) and (q @ q.mT - torch.eye(3, dtype=DOUBLE)).abs().max() < 1e-12
+    assert torch.equal(q, haar(3, 2000, rng()))
 
 
 SPECTRAL = {

@@ -11,6 +11,7 @@ import scipy.linalg
 import scipy.sparse.linalg
 import torch
 
+from mercer.budget import memory
 from mercer.claims import PSD
 from mercer.errors import (
     ConvergenceWarning,
@@ -264,6 +265,69 @@ def test_nystrom_equals_the_formula_and_is_exact_at_landmarks() -> None:
     )
     twice = Nystrom(kernel, torch.cat([z, z]))  # a singular K_mm: the pseudo-inverse, not an error
     np.testing.assert_allclose(twice.block(x, x).detach(), phi.block(x, x).detach(), rtol=0, atol=1e-8)
+
+
+def test_nystrom_gradients_exist_where_eigenvalues_repeat() -> None:
+    """Landmarks on a square grid: K_mm has repeated eigenvalues, whose vectors have no derivative."""
+    at = torch.arange(4, dtype=torch.float64)
+    grid, x, weight = torch.cartesian_prod(at, at), points(9, 2), points(9, 9, 3)
+    kernel = Gaussian(1.3)
+    phi = Nystrom(kernel, grid)
+    found = torch.autograd.grad((phi.block(x, x) * weight).sum(), kernel.log_lengthscale)[0]
+    values = []
+    for ell in (1.3 * math.exp(1e-5), 1.3 * math.exp(-1e-5)):
+        k_xz = np.exp(-scipy.spatial.distance.cdist(x, grid, "sqeuclidean") / (2 * ell**2))
+        values.append(float((weight.numpy() * (k_xz @ np.linalg.solve(gaussian(grid.numpy(), ell), k_xz.T))).sum()))
+    assert float(found) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+    z = x.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: phi.block(t, t), (z,))
+    twice = Nystrom(kernel, torch.cat([grid, grid]))  # a singular K_mm
+    again = torch.autograd.grad((twice.block(x, x) * weight).sum(), kernel.log_lengthscale)[0]
+    assert float(again) == pytest.approx(float(found), rel=1e-2)
+
+
+def test_nystrom_jitter_is_relative_to_the_data_and_recorded() -> None:
+    x, z = points(50), points(12, seed=5)
+    kernel = 1e6 * Gaussian(1.3)
+    phi = Nystrom(kernel, z)
+    phi.features(x)
+    assert 0 < phi.jitter <= 1e6 * 10 * 12 * 2.3e-16
+    exact = phi.block(x, x).detach()
+    single = phi.block(x.float(), x.float()).detach()
+    assert 1e6 * 1e-5 < phi.jitter <= 1e6 * 10 * 12 * 1.2e-7
+    assert float((single - exact).abs().max()) < 1e6 * 5e-4  # ill-conditioned landmarks do not amplify float32 noise
+    close = Nystrom(kernel, x[:1] + 1e-3 * points(30, seed=2)).block(x.float(), x.float()).detach()
+    assert torch.linalg.eigvalsh((1e6 * torch.as_tensor(gaussian(x.numpy(), 1.3))) - close)[0] > -1e6 * 1e-4
+
+    class Wrong(Linear):
+        def block(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return -super().block(x, y)
+
+    with pytest.raises(NotPositiveDefiniteError, match="12 landmarks"):
+        Nystrom(Wrong(), z).features(x)
+
+
+def test_nystrom_factors_its_landmarks_once_per_parameter_change() -> None:
+    made = []
+
+    class Counting(Gaussian):
+        def block(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            made.append(len(x) == len(y) == 12)
+            return super().block(x, y)
+
+    x, kernel = points(300), Counting(1.0)
+    phi = Nystrom(kernel, points(12, seed=5))
+    operator = Tiled(phi + Linear(), x, x)
+    with torch.no_grad(), memory("64K"):
+        before = operator @ x[:, :1]
+        assert len(made) > 8 and sum(made) == 1
+        kernel.log_lengthscale.data.add_(0.5)
+        assert not torch.allclose(before, operator @ x[:, :1]) and sum(made) == 2
+        phi.landmarks.mul_(1.1)
+        phi.features(x)
+    assert sum(made) == 3
+    fresh = Nystrom(Gaussian(math.exp(0.5)), 1.1 * points(12, seed=5))
+    np.testing.assert_allclose(phi.features(x).detach(), fresh.features(x).detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["uniform", "cholesky"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.errors import StructureError
 from mercer.feature import FeatureMap
-from mercer.features.fourier import haar
+from mercer.features.fourier import columns_of, haar
 from mercer.kernels.dot import ExpDot
 from mercer.parameter import like
 
@@ -50,6 +50,7 @@ class Favor(FeatureMap):
 
     def log_features(self, x: Tensor) -> Tensor:
         """log phi(x): x: ... n d -> ... n r."""
+        columns_of(self, self.d, x)
         u = self.kernel.coordinates(x)
         size = u.square().sum(-1, keepdim=True) / 2
         return u @ like(self.frequencies, x).mT - size - math.log(self.rank) / 2

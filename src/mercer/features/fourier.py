@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mercer.claims import PSD, Claim
-from mercer.errors import StructureError
+from mercer.errors import ShapeError, StructureError
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel, Spectrum
 from mercer.parameter import like
@@ -20,9 +20,9 @@ def haar(count: int, d: int, generator: torch.Generator | None = None) -> Tensor
     """Unit vectors `count d`, uniform on the sphere, orthogonal within each block of d of them.
 
     The orthogonal factor of a Gaussian matrix is uniform only with the signs of R's diagonal moved into Q
-    [mezzadri2007].
+    [mezzadri2007]. Cost: count d min(count, d) flops, times 4.
     """
-    blocks = torch.randn(math.ceil(count / d), d, d, generator=generator, dtype=torch.float64)
+    blocks = torch.randn(math.ceil(count / d), d, min(count, d), generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(blocks)
     sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(torch.float64)
     return (q * sign.unsqueeze(-2)).mT.reshape(-1, d)[:count]
@@ -38,6 +38,12 @@ def _pairs(rank: int) -> int:
     if rank < 2 or rank % 2:
         raise ValueError(f"rank is {rank}; expected an even number >= 2: features come in (cos, sin) pairs")
     return rank // 2
+
+
+def columns_of(phi: FeatureMap, d: int, x: Tensor) -> None:
+    """Raise ShapeError when x has not the d columns that the map was drawn for."""
+    if x.shape[-1] != d:
+        raise ShapeError(f"{type(phi).__name__} was drawn for d = {d} columns, x.d is {x.shape[-1]}")
 
 
 def _waves(kernel: Kernel, x: Tensor, frequencies: Tensor) -> Tensor:
@@ -74,6 +80,7 @@ class Fourier(FeatureMap):
 
     def features(self, x: Tensor) -> Tensor:
         """phi(x): x: ... n d -> ... n r."""
+        columns_of(self, self.d, x)
         return _waves(self.kernel, x, self.frequencies)
 
 
@@ -83,7 +90,7 @@ class Orthogonal(FeatureMap):
     kernel: a stationary kernel whose spectrum is isotropic in its scaled coordinates (Gaussian, Matern, ...).
     d: columns of x. rank: even, >= 2. frequencies: a buffer, `rank/2 columns`.
     Claims: symmetric, psd, stationary, and unit diagonal where k has it.
-    Cost: n d rank flops, and d^2 rank flops for a draw. Error: unbiased; below Fourier's for nearby points.
+    Cost: n d rank flops, and 4 rank d min(rank, d) for a draw. Error: unbiased; below Fourier's for nearby points.
     Raises StructureError when the spectrum is missing or not isotropic. Source [yu2016, eq. 5, with chi norms].
     """
 
@@ -109,4 +116,5 @@ class Orthogonal(FeatureMap):
 
     def features(self, x: Tensor) -> Tensor:
         """phi(x): x: ... n d -> ... n r."""
+        columns_of(self, self.d, x)
         return _waves(self.kernel, x, self.frequencies)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 def _state(module: nn.Module) -> tuple[list[Tensor], list[Any]]:
     """Everything the module's values depend on: its tensors, and its plain attributes with the types of its parts."""
-    tensors, plain = [*module.parameters(), *module.buffers()], []
+    tensors, plain = [*module.parameters(), *module.buffers()], list[Any]()
     for part in module.modules():
         plain.append(type(part))
         for value in vars(part).values():

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mercer.assemble import Request, rule
 from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS, PSD, Claim, Claims
+from mercer.errors import ShapeError
 from mercer.feature import FeatureMap
 from mercer.operator import Cost, Operator
 from mercer.operators.kept import Kept
@@ -22,20 +23,43 @@ COPIES = 4  # arrays of the size of the features alive at once while they are ma
 
 
 class Factor:
-    """The rows of a factor `... n r`: a tensor, or the features of points, computed when they are asked for."""
+    """The rows of a factor `... n r`: a tensor, or the features of points, computed when they are asked for.
 
-    def __init__(self, values: Tensor | None, phi: FeatureMap | None = None, points: Tensor | None = None):
-        like = values if values is not None else cast(Tensor, points)
+    of, index: chosen rows of another factor, whose kept features then serve this one too.
+    """
+
+    def __init__(
+        self,
+        values: Tensor | None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        phi: FeatureMap | None = None,
+        points: Tensor | None = None,
+        of: Factor | None = None,
+        index: Tensor | None = None,
+    ):
+        self._values, self._features, self._phi, self._points = values, features, phi, points
+        self._of, self._index, self._kept = of, index, Kept()
+        like = cast(Tensor, points if values is None else values)
         rank = like.shape[-1] if phi is None else phi.rank
         self.shape, self.dtype, self.device = torch.Size([*like.shape[:-1], rank]), like.dtype, like.device
-        self._values, self._phi, self._points, self._kept = values, phi, points, Kept()
+
+    @classmethod
+    def of(cls, phi: FeatureMap, points: Tensor, log: bool = False) -> Factor:
+        """The features of points, or their logarithms."""
+        wanted = getattr(phi, "d", points.shape[-1])  # maps that were drawn for some d say so
+        if points.shape[-1] != wanted:
+            raise ShapeError(f"{type(phi).__name__} was drawn for d = {wanted} columns, x.d is {points.shape[-1]}")
+        return cls(None, phi.log_features if log else phi.features, phi, points)
 
     @property
     def lazy(self) -> bool:
-        return self._phi is not None
+        return self._values is None
 
-    def _compute(self, points: Tensor) -> Tensor:
-        return cast(FeatureMap, self._phi).features(points)
+    @property
+    def height(self) -> int:
+        """Rows whose features, with what is alive while they are made, take an eighth of the memory budget."""
+        row = COPIES * self.dtype.itemsize * self.shape[-1] * max(math.prod(self.shape[:-2]), 1)
+        return max(memory_budget() // (8 * row), 1)
 
     def make_flops(self) -> float:
         return self.shape.numel() * (2.0 * cast(Tensor, self._points).shape[-1] + 10) if self.lazy else 0.0
@@ -44,33 +68,33 @@ class Factor:
         """Every row, kept until the map or the points change where no gradient is wanted."""
         if self._values is not None:
             return self._values
-        points = cast(Tensor, self._points)
-        return self._kept.get(cast(FeatureMap, self._phi), lambda: self._compute(points), points)
+        if self._of is not None and fits(self._of):
+            return self._of.all()[..., self._index, :]
+        points, features = cast(Tensor, self._points), cast(Callable[[Tensor], Tensor], self._features)
+        return self._kept.get(cast(FeatureMap, self._phi), lambda: features(points), points)
 
-    def rows(self, index: slice | Tensor) -> Tensor:
+    def rows(self, index: slice) -> Tensor:
         if self._values is not None:
             return self._values[..., index, :]
-        return self._compute(cast(Tensor, self._points)[..., index, :])
+        return cast(Callable[[Tensor], Tensor], self._features)(cast(Tensor, self._points)[..., index, :])
+
+    def exp(self) -> Factor:
+        """The factor of which this one holds the logarithms."""
+        if self._values is not None:
+            return Factor(self._values.exp())
+        return Factor.of(cast(FeatureMap, self._phi), cast(Tensor, self._points))
 
     def select(self, index: Tensor) -> Factor:
         """The factor of the chosen rows, as lazy as this one."""
         if self._values is not None:
-            return type(self)(self._values[..., index, :])
-        return type(self)(None, self._phi, cast(Tensor, self._points)[..., index, :])
-
-
-def height(factor: Factor) -> int:
-    """Rows whose features, with what is alive while they are made, take an eighth of the memory budget."""
-    return max(memory_budget() // (8 * COPIES * factor.dtype.itemsize * factor.shape[-1] * batch_of(factor)), 1)
-
-
-def batch_of(factor: Factor) -> int:
-    return max(math.prod(factor.shape[:-2]), 1)
+            return Factor(self._values[..., index, :])
+        points = cast(Tensor, self._points)[..., index, :]
+        return Factor(None, self._features, self._phi, points, of=self, index=index)
 
 
 def fits(*factors: Factor) -> bool:
     """Whether the features of all the rows may be in memory at once."""
-    numbers = sum(f.shape.numel() * f.dtype.itemsize for f in factors if f.lazy)
+    numbers = sum(f.shape.numel() * f.dtype.itemsize for f in set(factors) if f.lazy)
     return COPIES * numbers <= memory_budget() // 2
 
 
@@ -79,6 +103,14 @@ def piecewise(fn: Callable[..., Tensor], *args: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return fn(*args)
     return cast(Tensor, checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False))
+
+
+def at_once(fn: Callable[..., Tensor], *args: Any) -> Tensor:
+    return fn(*args)
+
+
+def blocks(n: int, high: int) -> list[slice]:
+    return [slice(i, min(i + high, n)) for i in range(0, n, high)]
 
 
 class LowRank(Operator):
@@ -101,60 +133,65 @@ class LowRank(Operator):
         return self._left.shape[-1]
 
     @property
-    def left(self) -> Tensor:
-        """The left factor as a matrix, `... n r`."""
-        return self._left.all()
-
-    @property
-    def right(self) -> Tensor:
-        """The right factor as a matrix, `... m r`."""
-        return self.left if self._right is self._left else self._right.all()
-
-    def _ready(self) -> tuple[Factor, Factor]:
-        """The factors with their rows in memory, if those fit; else as they are."""
-        if self._whole():
-            left = Factor(self._left.all())
-            return left, left if self._right is self._left else Factor(self._right.all())
+    def factors(self) -> tuple[Factor, Factor]:
         return self._left, self._right
 
-    def _whole(self) -> bool:
-        return fits(self._left) if self._right is self._left else fits(self._left, self._right)
+    def _ready(self) -> tuple[Factor, Factor, Callable[..., Tensor]]:
+        """The factors, with their rows in memory if those fit, and how to run a function of some of their rows."""
+        left, right = self._left, self._right
+        if left.lazy or right.lazy:
+            if not fits(left, right):
+                return left, right, piecewise
+            left = Factor(left.all())
+            right = left if self._right is self._left else Factor(self._right.all())
+        return left, right, at_once
 
     def matmul(self, v: Tensor) -> Tensor:
-        left, right = self._ready()
+        left, right, run = self._ready()
         if self.causal:
-            return self._running(left, right, v)
-        if not left.lazy and not right.lazy:
+            return self._running(left, right, run, v)
+        if run is at_once:
             return left.all() @ (right.all().mT @ v)
-        state = v.new_zeros(*right.shape[:-2], self.rank, v.shape[-1])
-        for i in range(0, right.shape[-2], high := height(right)):
-            here = slice(i, i + high)
-            state = state + piecewise(lambda u, here=here: right.rows(here).mT @ u, v[..., here, :])
-        pieces = []
-        for i in range(0, left.shape[-2], high := height(left)):
-            pieces.append(piecewise(lambda u, here=slice(i, i + high): left.rows(here) @ u, state))
-        return torch.cat(pieces, -2)
+        state = right_sum(right, run, v, blocks(right.shape[-2], right.height))
+        rows = [run(lambda u, h=h: left.rows(h) @ u, state) for h in blocks(left.shape[-2], left.height)]
+        return torch.cat(rows, -2) if rows else left.rows(slice(0)) @ state
 
-    def _running(self, left: Factor, right: Factor, v: Tensor) -> Tensor:
+    def _running(self, left: Factor, right: Factor, run: Callable[..., Tensor], v: Tensor) -> Tensor:
         """Linear attention with a running state: the past enters through the r x c sum of right_j v_j^T."""
         n, m = self.shape[-2:]
         batch = torch.broadcast_shapes(self.shape[:-2], v.shape[:-2])
-        state = v.new_zeros(*batch, self.rank, v.shape[-1])
-        pieces, high = [], CHUNK if not left.lazy else max(min(CHUNK, height(left)), 1)
+        state, pieces = v.new_zeros(*batch, self.rank, v.shape[-1]), []
 
-        def row(here: slice, state: Tensor, values: Tensor) -> Tensor:
+        def within(here: slice, state: Tensor, values: Tensor) -> Tensor:
             rows = left.rows(here)
             return rows @ state + (rows @ right.rows(here).mT).tril() @ values
 
-        for i in range(0, n, high):
-            here = slice(i, i + high)
-            values = v[..., here, :]
-            if i >= m:
-                pieces.append(piecewise(lambda u, here=here: left.rows(here) @ u, state))
+        for here in blocks(n, min(CHUNK, left.height)):
+            if here.start >= m:
+                pieces.append(run(lambda u, h=here: left.rows(h) @ u, state))
                 continue
-            pieces.append(piecewise(row, here, state, values) if left.lazy else row(here, state, values))
-            state = state + piecewise(lambda u, here=here: right.rows(here).mT @ u, values)
+            pieces.append(run(within, here, state, v[..., here, :]))
+            state = state + right_sum(right, run, v, [here])
         return torch.cat(pieces, -2) if pieces else v.new_zeros(*batch, 0, v.shape[-1])
+
+    def _running_back(self, v: Tensor) -> Tensor:
+        """The transpose of the causal map: row j collects the rows i >= j, with a running state from the end."""
+        left, right, run = self._ready()
+        n, m = self.shape[-2:]
+        batch = torch.broadcast_shapes(self.shape[:-2], v.shape[:-2])
+        state, pieces = v.new_zeros(*batch, self.rank, v.shape[-1]), []
+
+        def within(here: slice, state: Tensor, values: Tensor) -> Tensor:
+            rows = right.rows(slice(here.start, min(here.stop, m)))
+            return rows @ state + (left.rows(slice(here.start, min(here.stop, n))) @ rows.mT).tril().mT @ values
+
+        for here in reversed(blocks(max(n, m), min(CHUNK, left.height))):
+            values = v[..., here, :]
+            if here.start < m:
+                pieces.append(run(within, here, state, values))
+            if here.start < n:
+                state = state + right_sum(left, run, v, [here])
+        return torch.cat(pieces[::-1], -2) if pieces else v.new_zeros(*batch, 0, v.shape[-1])
 
     @property
     def mT(self) -> Operator:
@@ -168,25 +205,38 @@ class LowRank(Operator):
         extra = CHUNK * (n + m) if self.causal else 0
         work = batch * (2.0 * (n + m) * self.rank + extra) * rhs
         memory = batch * self.dtype.itemsize * (self.rank * rhs + (CHUNK**2 if self.causal else 0))
-        factors = [self._left] if self._right is self._left else [self._left, self._right]
+        factors = {f for f in (self._left, self._right) if f.lazy}
         make = sum(f.make_flops() for f in factors)
-        if not self._left.lazy or self._whole():
-            made = sum(f.shape.numel() for f in factors if f.lazy)
-            return Cost(make, work, memory + COPIES * made * self.dtype.itemsize)
-        made = max(min(height(f), f.shape[-2]) * batch_of(f) for f in factors)
-        return Cost(0, work + make, memory + COPIES * made * self.rank * self.dtype.itemsize)
+        held = COPIES * self.dtype.itemsize * sum(f.shape.numel() for f in factors)
+        if fits(*factors):
+            return Cost(make, work, memory + held)
+        piece = max(min(f.height, f.shape[-2]) * f.shape.numel() / max(f.shape[-2], 1) for f in factors)
+        return Cost(0, work + make, memory + COPIES * self.dtype.itemsize * piece)
+
+    def dense(self) -> Tensor:
+        """The matrix itself, `... n m`. Raises MemoryBudgetError when it does not fit the memory budget."""
+        self._fits()
+        left, right, run = self._ready()
+        if run is at_once:
+            matrix = left.all() @ right.all().mT
+        else:
+            rows = []
+            for i in blocks(left.shape[-2], left.height):
+                columns = blocks(right.shape[-2], right.height)
+                rows.append(torch.cat([run(lambda i, j: left.rows(i) @ right.rows(j).mT, i, j) for j in columns], -1))
+            matrix = torch.cat(rows, -2)
+        return matrix.tril() if self.causal else matrix
 
     def diagonal(self) -> Tensor:
         k = min(self.shape[-2:])
-        left, right = self._ready()
-        high = height(left) if left.lazy else max(k, 1)
+        left, right, run = self._ready()
 
         def part(here: slice) -> Tensor:
             rows = left.rows(here)
             return (rows * (rows if right is left else right.rows(here))).sum(-1)
 
-        blocks = [slice(i, min(i + high, k)) for i in range(0, max(k, 1), high)]
-        return torch.cat([piecewise(part, here) if left.lazy else part(here) for here in blocks], -1)
+        whole = slice(0, k)
+        return torch.cat([run(part, here) for here in blocks(k, left.height) or [whole]], -1)
 
     def tril(self) -> Operator:
         return LowRank(self._left, self._right, NO_CLAIMS, causal=True)
@@ -197,8 +247,17 @@ class LowRank(Operator):
         return LowRank(self._left.select(rows), self._right.select(cols))
 
 
+def right_sum(right: Factor, run: Callable[..., Tensor], v: Tensor, where: list[slice]) -> Tensor:
+    """The sum of right_j v_j^T over blocks of rows: ... r c."""
+    total = None
+    for here in where:
+        part = run(lambda u, h=here: right.rows(h).mT @ u, v[..., here, :])
+        total = part if total is None else total + part
+    return right.rows(slice(0)).mT @ v[..., :0, :] if total is None else total
+
+
 class _Flipped(Operator):
-    """The transpose of a causal low-rank map: the same running sum, taken from the end."""
+    """The transpose of a causal low-rank map."""
 
     def __init__(self, of: LowRank):
         self.of = of
@@ -206,14 +265,7 @@ class _Flipped(Operator):
         self.dtype, self.device = of.dtype, of.device
 
     def matmul(self, v: Tensor) -> Tensor:
-        # row j of the transpose collects the rows i >= j; reversing both sides turns that into a causal product
-        n, m = self.of.shape[-2:]
-        size = max(n, m)
-        pad = torch.nn.functional.pad
-        left = pad(self.of.left, (0, 0, 0, size - n)).flip(-2)
-        right = pad(self.of.right, (0, 0, 0, size - m)).flip(-2)
-        out = LowRank(right, left, causal=True).matmul(pad(v, (0, 0, 0, size - n)).flip(-2))
-        return out.flip(-2)[..., :m, :]
+        return self.of._running_back(v)
 
     @property
     def mT(self) -> Operator:
@@ -229,6 +281,6 @@ def features(request: Request) -> Operator | None:
     phi = request.kernel
     if not isinstance(phi, FeatureMap) or Claim.POSITIVE in phi.claims:
         return None
-    left = Factor(None, phi, request.x.points)
-    right = left if request.square else Factor(None, phi, request.y.points)
+    left = Factor.of(phi, request.x.points)
+    right = left if request.square else Factor.of(phi, request.y.points)
     return LowRank(left, right, PSD if request.square else NO_CLAIMS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -9,49 +11,53 @@ from mercer.assemble import Request, rule
 from mercer.claims import NO_CLAIMS, PSD, Claim, Claims
 from mercer.feature import FeatureMap
 from mercer.operator import Cost, Operator
-from mercer.operators.lowrank import LowRank
+from mercer.operators.lowrank import Factor, LowRank
 
 
 class PositiveLowRank(Operator):
     """exp(left) exp(right)^T with left: ... n r and right: ... m r the logarithms of positive features.
 
-    `A @ v` is the plain low-rank product. `A.stabilised()` divides each row by its sum without ever forming a
-    number that overflows, also when causal. Cost: 2 (n + m) r flops each product and column.
+    left, right: tensors or Factors. `A @ v` is the plain low-rank product, block by block where the features do not
+    fit. `A.stabilised()` divides each row by its sum without ever forming a number that overflows, also when causal;
+    it holds all the logarithms. Cost: 2 (n + m) r flops each product and column.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, claims: Claims = NO_CLAIMS, causal: bool = False):
-        self.left, self.right, self.causal, self.claims = left, right, causal, claims
-        batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-        self.shape = torch.Size([*batch, left.shape[-2], right.shape[-2]])
-        self.dtype, self.device = left.dtype, left.device
+    def __init__(self, left: Tensor | Factor, right: Tensor | Factor, claims: Claims = NO_CLAIMS, causal: bool = False):
+        logs = LowRank(left, right, claims, causal)
+        self._left, self._right, self.causal, self.claims = logs.factors[0], logs.factors[1], causal, claims
+        self.shape, self.dtype, self.device = logs.shape, logs.dtype, logs.device
 
+    @functools.cached_property
     def _plain(self) -> LowRank:
-        left = self.left.exp()
-        right = left if self.right is self.left else self.right.exp()
+        left = self._left.exp()
+        right = left if self._right is self._left else self._right.exp()
         return LowRank(left, right, self.claims, self.causal)
 
     def matmul(self, v: Tensor) -> Tensor:
-        return self._plain().matmul(v)
+        return self._plain.matmul(v)
 
     @property
     def mT(self) -> Operator:
-        return self._plain().mT
+        return self._plain.mT
 
     def cost(self, rhs: int = 1) -> Cost:
-        return LowRank(self.left, self.right, causal=self.causal).cost(rhs)
+        return self._plain.cost(rhs)
+
+    def dense(self) -> Tensor:
+        return self._plain.dense()
 
     def diagonal(self) -> Tensor:
-        k = min(self.shape[-2:])
-        return (self.left[..., :k, :] + self.right[..., :k, :]).exp().sum(-1)
+        return self._plain.diagonal()
 
     def tril(self) -> Operator:
-        return PositiveLowRank(self.left, self.right, NO_CLAIMS, causal=True)
+        return PositiveLowRank(self._left, self._right, NO_CLAIMS, causal=True)
 
     def stabilised(self) -> Operator:
-        return _Balanced(self.left, self.right, self.causal)
+        left = self._left.all()
+        return _Balanced(left, left if self._right is self._left else self._right.all(), self.causal)
 
     def _select(self, rows: Tensor, cols: Tensor) -> Operator:
-        return self._plain()._select(rows, cols)
+        return self._plain._select(rows, cols)
 
 
 class _Balanced(Operator):
@@ -147,6 +153,6 @@ def positive_features(request: Request) -> Operator | None:
     phi = request.kernel
     if not isinstance(phi, FeatureMap) or Claim.POSITIVE not in phi.claims:
         return None
-    left = phi.log_features(request.x.points)
-    right = left if request.square else phi.log_features(request.y.points)
+    left = Factor.of(phi, request.x.points, log=True)
+    right = left if request.square else Factor.of(phi, request.y.points, log=True)
     return PositiveLowRank(left, right, (PSD | {Claim.POSITIVE}) if request.square else NO_CLAIMS)
