@@ -10,7 +10,7 @@ import torch
 
 from mercer.budget import memory
 from mercer.domain import Grid, Line
-from mercer.errors import ShapeError, StructureError
+from mercer.errors import DataError, MemoryBudgetError, ShapeError, StructureError
 from mercer.features import Favor, Fourier
 from mercer.kernels import ExpDot, Gaussian, Laplace, Linear, Matern, RationalQuadratic, Wendland
 from mercer.nn import KernelAttention, KernelConv, MultiheadKernelAttention, SpectralConv
@@ -191,6 +191,110 @@ def test_multihead_loads_torch_weights(batch_first, bias):
     assert (ours(x, x, x, is_causal=True)[0] - wanted).abs().max() < 1e-12
     flat = torch_layer(x[0], y[0], y[0], need_weights=False)[0]
     assert (ours(x[0], y[0], y[0])[0] - flat).abs().max() < 1e-12
+
+
+def test_key_weights_have_gradients_on_every_path_and_are_not_negative():
+    q, k, v = normal(4, 3), normal(5, 3, seed=1), normal(5, 2, seed=2)
+    start = torch.tensor([1.0, 0.0, 0.3, 2.0, 0.5], dtype=DOUBLE)
+    found = []
+    for fused in (True, False):
+        weights = start.clone().requires_grad_()
+        layer = KernelAttention(ExpDot(), fused=fused)
+        found.append(torch.autograd.grad(layer(q, k, v, weights).square().sum(), weights)[0])
+        with pytest.raises(DataError, match=r"weights hold -1.0"):
+            layer(q, k, v, torch.tensor([1.0, 1, 1, -1, 1], dtype=DOUBLE))
+        with pytest.raises(DataError, match="weights hold nan"):
+            layer(q, k, v, start * torch.nan)
+    weights = start.clone().requires_grad_()
+    share = weights * (q @ k.mT / math.sqrt(3)).exp()
+    dense = share @ v / share.sum(-1, keepdim=True)
+    wanted = torch.autograd.grad(dense.square().sum(), weights)[0]
+    assert all((g - wanted).abs().max() < 1e-12 for g in found) and wanted[1] != 0
+
+
+MASKS = {
+    "none": None,
+    "causal": torch.ones(6, 6, dtype=torch.bool).triu(1),
+    "float causal": torch.nn.Transformer.generate_square_subsequent_mask(6, dtype=DOUBLE),
+    "band": (torch.arange(6)[:, None] - torch.arange(6)).abs() > 2,
+    "bias": torch.linspace(-2, 2, 36, dtype=DOUBLE).reshape(6, 6),
+    "heads": torch.rand(8, 6, 6, generator=torch.Generator().manual_seed(5)) > 0.6,
+}
+MASKS["heads"].diagonal(dim1=-2, dim2=-1).fill_(False)
+
+
+@pytest.mark.parametrize("padded", [None, "bool", "float"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_multihead_takes_torchs_masks(mask, padded):
+    torch_layer = torch.nn.MultiheadAttention(12, 4, batch_first=True).double()
+    ours = MultiheadKernelAttention(12, 4, batch_first=True, dtype=DOUBLE)
+    ours.load_state_dict(torch_layer.state_dict())
+    x = normal(2, 6, 12, seed=1)
+    hidden = torch.arange(6)[None] > torch.tensor([5, 3])[:, None]
+    padding = {None: None, "bool": hidden, "float": torch.zeros(2, 6, dtype=DOUBLE).masked_fill(hidden, -2.5)}[padded]
+    given = MASKS[mask]
+    as_float = given
+    if padded is not None and given is not None and given.dtype == torch.bool and padding.dtype != torch.bool:
+        as_float = torch.zeros(given.shape, dtype=DOUBLE).masked_fill(given, -torch.inf)
+    arguments = {"key_padding_mask": padding, "attn_mask": as_float}
+    if padded == "bool" and given is not None and given.dtype != torch.bool:
+        arguments["key_padding_mask"] = torch.zeros(2, 6, dtype=DOUBLE).masked_fill(hidden, -torch.inf)
+    for average in (True, False):
+        wanted, share = torch_layer(x, x, x, **arguments, average_attn_weights=average)
+        plain, nothing = ours(x, x, x, padding, attn_mask=given)
+        found, weights = ours(x, x, x, padding, True, given, average)
+        assert nothing is None and weights.shape == share.shape
+        there = ~torch.isnan(wanted)  # torch has NaN where a row sees no key, this layer zeros before the projection
+        assert there.any() and (plain - wanted)[there].abs().max() < 1e-12
+        assert (found - plain).abs().max() < 1e-12
+        assert (weights - share)[~torch.isnan(share)].abs().max() < 1e-12
+
+
+def test_multihead_stands_in_torchs_encoder_and_decoder():
+    """Training, and evaluation, where torch would replace the layer by its own fused softmax if it could."""
+    for make in (torch.nn.TransformerEncoderLayer, torch.nn.TransformerDecoderLayer):
+        layer = make(12, 4, 16, dropout=0.0, batch_first=True, dtype=DOUBLE)
+        other = make(12, 4, 16, dropout=0.0, batch_first=True, dtype=DOUBLE)
+        other.load_state_dict(layer.state_dict())
+        other.self_attn = MultiheadKernelAttention(12, 4, batch_first=True, dtype=DOUBLE)
+        other.load_state_dict(layer.state_dict())
+        x = normal(2, 6, 12, seed=1)
+        memory_ = () if make is torch.nn.TransformerEncoderLayer else (normal(2, 5, 12, seed=2),)
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(6, dtype=DOUBLE)
+        name = "src_mask" if not memory_ else "tgt_mask"
+        for mode in (True, False):
+            layer.train(mode), other.train(mode)
+            with torch.set_grad_enabled(mode):
+                assert (other(x, *memory_) - layer(x, *memory_)).abs().max() < 1e-12
+                assert (other(x, *memory_, **{name: mask}) - layer(x, *memory_, **{name: mask})).abs().max() < 1e-12
+    encoder = torch.nn.TransformerEncoderLayer(12, 4, 16, dropout=0.0, batch_first=True, dtype=DOUBLE)
+    encoder.self_attn = MultiheadKernelAttention(12, 4, kernel=Gaussian(0.7), batch_first=True, dtype=DOUBLE)
+    trained = encoder(x)
+    with torch.no_grad():
+        assert (encoder.eval()(x) - trained).abs().max() < 1e-12
+        assert (
+            torch.nn.TransformerEncoder(encoder, 1, enable_nested_tensor=False).eval()(x) - trained
+        ).abs().max() < 1e-12
+
+
+def test_multihead_masks_of_other_kernels_and_their_refusals():
+    layer = MultiheadKernelAttention(8, 2, kernel=Matern(1.5), batch_first=True, dtype=DOUBLE)
+    x, band = normal(1, 6, 8), MASKS["band"]
+    _, weights = layer(x, x, x, need_weights=True, attn_mask=band, average_attn_weights=False)
+    q, k = (
+        torch.nn.functional.linear(x, w).unflatten(-1, (2, -1)).transpose(1, 2)
+        for w in layer.in_proj_weight.chunk(3)[:2]
+    )
+    r = math.sqrt(3) * torch.cdist(q, k)
+    share = ((1 + r) * torch.exp(-r)).masked_fill(band, 0.0)
+    assert (weights - share / share.sum(-1, keepdim=True)).abs().max() < 1e-12
+    unseen = layer(x, x, x, attn_mask=torch.ones(6, 6, dtype=torch.bool))[0]
+    assert (unseen - layer.out_proj.bias).abs().max() == 0
+    for wrong in (torch.ones(5, 6, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool).triu(1)):
+        with pytest.raises(ShapeError, match=r"attn_mask has shape .*expected \(6, 6\) or \(2, 6, 6\)"):
+            layer(x, x, x, attn_mask=wrong)
+    with memory("2K"), pytest.raises(MemoryBudgetError, match="key_padding_mask"):
+        layer(x, x, x, attn_mask=band)
 
 
 def test_multihead_with_another_kernel_round_trips():
