@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
+from mercer.budget import memory, parse_bytes
 from mercer.compress import thin
 from mercer.compress.thinning import _split, _swap, _walk
 from mercer.domain import Points
 from mercer.errors import DataError, ShapeError, StructureError
 from mercer.kernels import Gaussian, InverseMultiquadric, Laplace, Matern, Riesz
+from tests.peak import peak_bytes
 
 DOUBLE = torch.float64
 
@@ -120,6 +122,39 @@ def test_walk_is_the_published_halving(count):
 
     for b in range(2):
         assert found[b].tolist() == walk(k, x[b].tolist(), y[b].tolist(), scale, chance[b].tolist())
+
+
+def test_split_halves_with_the_published_thresholds():
+    """Two rounds of halving by the loop above, threshold 2 log(2 / delta') with delta' = 2^(j-1) delta / (m n)."""
+    n, m, delta = 512, 2, 0.5
+    x = normal(n, 2, seed=3)
+    found = _split(Gaussian(0.5).requires_grad_(False), x, torch.arange(n), m, delta, rng(8))
+
+    def k(a, b):
+        return math.exp(-(math.dist(a, b) ** 2) / 0.5)
+
+    g, coresets = rng(8), [list(range(n))]
+    for j in (1, 2):
+        scale = 2 * math.log(2 / (2 ** (j - 1) / m * delta / n))
+        chance, halves = torch.rand(len(coresets), len(coresets[0]) // 2, dtype=DOUBLE, generator=g).tolist(), []
+        for rows, draws in zip(coresets, chance, strict=True):
+            a, b = rows[::2], rows[1::2]
+            swapped = walk(k, x[a].tolist(), x[b].tolist(), scale, draws)
+            halves.append([q if s else p for p, q, s in zip(a, b, swapped, strict=True)])
+            halves.append([p if s else q for p, q, s in zip(a, b, swapped, strict=True)])
+        coresets = halves
+    assert found.tolist() == coresets
+
+
+def test_walk_stays_in_the_budget_and_does_not_depend_on_it():
+    x, y = normal(12, 150, 2, seed=1), normal(12, 150, 2, seed=2)
+    kernel = Gaussian(0.7).requires_grad_(False)
+    wanted = _walk(kernel, x, y, 12.0, rng(5))
+    for budget in ("1M", "16M"):  # one Gram block takes 0.7 MB, all of them 8 MB, and several such
+        with memory(budget):
+            found = []
+            assert peak_bytes(lambda kept=found: kept.append(_walk(kernel, x, y, 12.0, rng(5)))) < parse_bytes(budget)
+        assert torch.equal(found[0], wanted)
 
 
 def test_split_keeps_every_point_once():

@@ -215,12 +215,16 @@ def test_cg_restarts_where_the_recursion_has_drifted() -> None:
 
 
 def test_cg_ends_without_nan_where_the_preconditioner_is_not_definite() -> None:
-    """r . z = 0 for a rotation by a right angle: no step can be taken, which is said and not answered with NaN."""
-    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    """r . z = 0 for a rotation by a right angle: that column can take no step, which is said; the other goes on."""
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:2, :2] = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    a = Dense(torch.diag(torch.tensor([1.0, 1.0, 2.0, 5.0], dtype=torch.float64)), PSD)
+    b = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
     solver = CG(Dense(turn), tolerance=1e-8)
     with pytest.warns(ConvergenceWarning):
-        answer = solver.solve(solver.prepare(Dense(torch.eye(2, dtype=torch.float64), PSD)), turn[:1].T.contiguous())
-    assert not answer.converged and answer.residual == 1.0 and bool(torch.isfinite(answer.value).all())
+        answer = solver.solve(solver.prepare(a), b)
+    assert not answer.converged and answer.residual == 1.0
+    np.testing.assert_allclose(answer.value, [[0, 0], [0, 0], [0, 1.5], [0, 0.2]], atol=1e-12)
 
 
 def test_solvers_take_one_matrix_and_cg_its_dtype() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.budget import memory_budget
 from mercer.claims import Claim
 from mercer.domain import Domain, as_domain, finite
 from mercer.errors import DataError, ShapeError, StructureError
 from mercer.kernel import Kernel
 
-PAIRS = 256  # pairs of points that one step of the walk holds the differences' Gram matrix of
+PAIRS = 256  # at most so many pairs of points does one step of the walk hold the differences' Gram matrix of
+COPIES = 8  # matrices of the size of a Gram block alive at once, in float64
 
 
 def thin(
@@ -32,9 +34,9 @@ def thin(
     kernel: psd or conditionally psd. x: n d. size: 1 <= size <= n; where n / size is no power of two, size 2^m random
     rows are walked and all n rows still are the target and the candidates of the swaps. delta: in (0, 1), the failure
     probability of the walk's bound. swaps: >= 0, passes over the coreset.
-    Cost: about (3 + swaps size / n) n^2 kernel values, memory O(n). Error: MMD near n^-1/2 for smooth kernels where
-    random rows give n^-1/4, at size sqrt(n). Raises StructureError for other kernels, DataError for NaN.
-    Source [dwivedi2024, alg. 1; dwivedi2022].
+    Cost: about (3 + swaps size / n) n^2 kernel values, memory O(n) and the budget's blocks.
+    Error: MMD near n^-1/2 for smooth kernels where random rows give n^-1/4, at size sqrt(n). Raises StructureError for other
+    kernels, DataError for NaN. Source [dwivedi2024, alg. 1; dwivedi2022].
     """
     points = _checked(kernel, x, size, delta, swaps)
     n = len(points)
@@ -78,17 +80,26 @@ def _split(
 
 
 def _walk(kernel: Kernel, x: Tensor, y: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
-    """Which pairs (x_i, y_i) give y_i to the first half: x, y: b p d -> b p.
+    """Which pairs (x_i, y_i) give y_i to the first half: x, y: b p d -> b p, as many of the b at once as fit."""
+    chance = torch.rand(x.shape[:2], dtype=x.dtype, generator=generator).to(x.device)
+    numbers = memory_budget() // (2 * 8 * COPIES)
+    pairs = max(min(PAIRS, x.shape[1], math.isqrt(numbers) // 2), 1)
+    together = max(numbers // (2 * pairs) ** 2, 1)
+    parts = zip(x.split(together), y.split(together), chance.split(together), strict=True)
+    return torch.cat([_walk_together(kernel, u, v, draws, scale, pairs) for u, v, draws in parts])
+
+
+def _walk_together(kernel: Kernel, x: Tensor, y: Tensor, chance: Tensor, scale: float, pairs: int) -> Tensor:
+    """The self-balancing walk over pairs of points, for several samples side by side.
 
     The signed sum psi of the differences k(x_i) - k(y_i) is kept small: alpha = <psi, k(x_i) - k(y_i)>, and the sign
     that lowers it is the more likely one. Pairs in blocks: the past enters through a product with the lazy operator.
     """
-    batch, count = x.shape[:2]
-    chance = torch.rand(batch, count, dtype=x.dtype, generator=generator).to(x.device)
+    count = x.shape[1]
     sign = torch.zeros_like(chance)
     variance = torch.zeros_like(chance[:, 0])
-    for start in range(0, count, PAIRS):
-        here = slice(start, min(start + PAIRS, count))
+    for start in range(0, count, pairs):
+        here = slice(start, min(start + pairs, count))
         u, v = x[:, here], y[:, here]
         both = torch.cat([u, v], 1)
         gram = kernel.block(both, both).unflatten(-1, (2, -1)).unflatten(-3, (2, -1))

@@ -176,8 +176,8 @@ class MultiheadKernelAttention(nn.Module):
         if 4 * size.numel() * q.dtype.itemsize > memory_budget():
             raise MemoryBudgetError(
                 f"an attn_mask that is not causal, or need_weights, takes the {tuple(size)} matrix four times, "
-                f"the budget is {memory_budget() / 2**20:.0f} MiB: hide keys with key_padding_mask, or raise the budget "
-                "with mercer.memory(...)"
+                f"the budget is {memory_budget() / 2**20:.0f} MiB: hide keys with key_padding_mask, or raise it with "
+                "mercer.memory(...)"
             )
         scores = self.attend.kernel.log_block(q, k)
         if attn_mask is not None:
