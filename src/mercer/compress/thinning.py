@@ -35,8 +35,8 @@ def thin(
     rows are walked and all n rows still are the target and the candidates of the swaps. delta: in (0, 1), the failure
     probability of the walk's bound. swaps: >= 0, passes over the coreset.
     Cost: about (3 + swaps size / n) n^2 kernel values, memory O(n) and the budget's blocks.
-    Error: MMD near n^-1/2 for smooth kernels where random rows give n^-1/4, at size sqrt(n). Raises StructureError for other
-    kernels, DataError for NaN. Source [dwivedi2024, alg. 1; dwivedi2022].
+    Error: MMD near n^-1/2 for smooth kernels where random rows give n^-1/4, at size sqrt(n). Raises StructureError for
+    other kernels, DataError for NaN. Source [dwivedi2024, alg. 1; dwivedi2022].
     """
     points = _checked(kernel, x, size, delta, swaps)
     n = len(points)
