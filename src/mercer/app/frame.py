@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from mercer.app.columns import Column, as_kind, refined, to_column
 from mercer.app.encoders import Encoder, LevelEncoder, MeanEncoder, NumberEncoder, fit_encoder, from_state, to_state
 from mercer.app.words import closest, count, listed, shown
 from mercer.errors import DataError
+
+_SAMPLE = 400  # training rows kept to see how the model answers to each column
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,13 @@ def _narrow(target: np.ndarray, most: int = 4) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TableEncoder:
-    """The fitted encoders of a table: rows in, coordinates (n x d, float64) out."""
+    """The fitted encoders of a table: rows in, coordinates (n x d, float64) out.
+
+    sample: coordinates of some training rows, by chance; not stored, so that a model read from a folder has none.
+    """
 
     encoders: list[Encoder]
+    sample: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), compare=False)
 
     @classmethod
     def fit(cls, frame: Frame, target: np.ndarray, seed: int) -> tuple[TableEncoder, np.ndarray]:
@@ -125,7 +131,8 @@ class TableEncoder:
                 parts.append(encoder.cross_fitted(column, target, folds))
             else:
                 parts.append(encoder.encode(column))
-        return cls(encoders), np.hstack(parts)
+        x = np.hstack(parts)
+        return cls(encoders, x[np.random.default_rng(seed).permutation(frame.rows)[:_SAMPLE]]), x
 
     def encode(self, frame: Frame) -> np.ndarray:
         """The coordinates of new rows, whose columns `expected` has put in order."""

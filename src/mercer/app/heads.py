@@ -79,17 +79,12 @@ def _lengthscales(model: Any) -> np.ndarray | None:
     return own[0] if own else None
 
 
-def sensitivity(model: Any) -> np.ndarray | None:
-    """The inverse squared lengthscale of each coordinate; None where the kernel has not one for each."""
-    scales = _lengthscales(model)
-    return None if scales is None else scales**-2.0
-
-
 def whereabouts(head: Head, x: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Where the width of bands is looked up: coordinates by how much they matter to the kernel, and the prediction."""
-    model, weights = head.model, sensitivity(head.model)
+    """Where the width of bands is looked up: coordinates in the kernel's own distance, and the prediction."""
+    model, scales = head.model, _lengthscales(head.model)
     z = model.coordinates(x).numpy()
-    share = np.full(z.shape[1], z.shape[1] ** -0.5) if weights is None else np.sqrt(weights / weights.sum())
+    share = np.ones(z.shape[1]) if scales is None else 1 / scales
+    share = share / np.linalg.norm(share)
     level = (found - model.target_.centre) / model.target_.scale
     return np.concatenate([z * share, level * level.shape[1] ** -0.5], axis=1)
 

@@ -12,12 +12,13 @@ import pandas as pd
 from mercer.app.columns import Column
 from mercer.app.fitting import Outcome, Trained
 from mercer.app.frame import Frame
-from mercer.app.heads import kernel_matrix, sensitivity
+from mercer.app.heads import kernel_matrix, predict
 from mercer.app.scores import MAIN, score
 from mercer.app.targets import Target
 
 _ROWS, _BACKGROUND, _POINTS, _SPECTRUM_ROWS = 600, 48, 24, 600
 _MOST_CURVES, _MOST_COLUMNS = 6, 60
+_MOVES = 60_000  # rows predicted to see how far predictions move with each column
 Bands = Callable[[Frame, list[np.ndarray]], list[tuple[np.ndarray, np.ndarray] | None]]
 
 
@@ -45,15 +46,28 @@ def importance(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: 
     return np.array(falls).T.tolist()
 
 
-def relevance(trained: Trained) -> list[float]:
-    """For each column the share of the learned inverse squared lengthscales, times the variance, of its coordinates."""
-    total = np.zeros(len(trained.encoder.encoders))
-    for head in trained.heads:
-        weights = sensitivity(head.model)
-        if weights is None:
-            return []
-        total += np.bincount(trained.encoder.sources(), weights / max(weights.sum(), 1e-300), len(total))
-    return (total / len(trained.heads)).tolist()
+def relevance(trained: Trained, seed: int = 0) -> list[float]:
+    """For each column the share of how far predictions move when it alone takes the value of another row.
+
+    The mean size of the change, relative to the spread of the predictions, over a sample of the training rows and all
+    targets; a column's coordinates move together.
+    """
+    sources, sample = trained.encoder.sources(), trained.encoder.sample
+    columns = len(trained.encoder.encoders)
+    rows = sample[: int(np.clip(_MOVES // columns, 24, len(sample)))] if len(sample) > 24 else sample
+    if len(rows) < 2:
+        return []
+    rng = np.random.default_rng(seed)
+    usual = predict(trained.heads, trained.classes, rows)
+    spreads = [max(float(f.std(0).mean()), 1e-300) for f in usual]
+    moves = np.zeros(columns)
+    for place in range(columns):
+        turn = int(rng.integers(1, len(rows)))  # a turn leaves no row with its own value
+        moved = rows.copy()
+        moved[:, sources == place] = np.roll(rows, turn, axis=0)[:, sources == place]
+        found = predict(trained.heads, trained.classes, moved)
+        moves[place] = np.mean([np.abs(f - u).mean() / s for f, u, s in zip(found, usual, spreads, strict=True)])
+    return (moves / max(float(moves.sum()), 1e-300)).tolist()
 
 
 def _grid(column: Column) -> tuple[np.ndarray, list[str] | None]:

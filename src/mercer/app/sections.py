@@ -162,10 +162,17 @@ def matters(facts: dict[str, Any]) -> Section:
         ]
         rows.append({"cells": cells})
     head = heads(
-        ("column", "name"), ("learned scale", "bar"), ("share", "n"), ("score lost when shuffled", "bar"), ("lost", "n")
+        ("column", "name"),
+        ("prediction moves", "bar"),
+        ("share", "n"),
+        ("score lost when shuffled", "bar"),
+        ("lost", "n"),
     )
     legend = [
-        {"colour": "model", "text": "share of the kernel's sensitivity (short lengthscale = matters)"},
+        {
+            "colour": "model",
+            "text": "how far predictions move when the column alone takes another row's value, in shares",
+        },
         {"colour": "other", "text": "fall of the score on unseen rows when the column is shuffled"},
     ]
     blocks: list[dict[str, Any]] = [{"heads": head, "rows": rows, "legend": legend}] if rows else []
@@ -173,7 +180,8 @@ def matters(facts: dict[str, Any]) -> Section:
     if curves:
         blocks.append({"heading": "How the prediction moves with each", "figures": curves})
     line = (
-        "Two views that should agree: what the kernel learned to look at, and what the score loses without it. "
+        "Two views: how far the predictions of training rows move when the column alone takes another row's value, and "
+        "what the score on unseen rows loses when the column is shuffled. Columns that say the same share what is lost. "
         "The curves move one column and keep the others as they are; the shading is "
         "the average 90 % band. They describe the model, not causes."
     )

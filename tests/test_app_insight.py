@@ -1,0 +1,49 @@
+"""What the report says a model has learned is measured on its predictions; yardsticks and pictures are honest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mercer.app import insight
+from mercer.app.fitting import Trained, train
+from mercer.app.frame import TableEncoder, training_frame
+from mercer.app.heads import Head
+from mercer.app.targets import find_targets
+from mercer.learn import KernelRidge
+
+
+def trained_on(data, seconds=2.0):
+    table = pa.table(data)
+    goals, _, _ = find_targets(table, ["y"], "auto")
+    frame, _ = training_frame(table, ["y"])
+    return train(frame, goals, seconds, 0)[0], frame
+
+
+def test_relevance_measures_how_far_the_fitted_function_moves():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 200))
+    gap = np.where(np.arange(200) % 67 == 0, np.nan, rng.normal(size=200))  # 3 missing: an indicator of its own
+    model, frame = trained_on({"a": a, "gap": gap, "b": b, "y": 3 * a + b + np.where(np.isnan(gap), 2.0, 0.0)})
+    share = dict(zip(frame.names(), insight.relevance(model), strict=True))
+    assert sum(share.values()) == pytest.approx(1.0)
+    assert share["a"] > 2 * share["b"] > 2 * share["gap"]
+
+
+def test_relevance_does_not_count_coordinates():
+    rng = np.random.default_rng(1)
+    colours = rng.choice([f"c{i}" for i in range(8)], 300)
+    a = rng.normal(size=300)
+    table = pa.table({"a": a, "colour": colours.tolist()})
+    frame, _ = training_frame(table, [])
+    encoder, x = TableEncoder.fit(frame, a[:, None], 0)
+    assert x.shape[1] == 9
+    ridge = KernelRidge(learn=False, random_state=0).fit(x, a)  # one lengthscale for all nine coordinates
+    share = insight.relevance(Trained(encoder, [Head([0], ridge)], [0]))
+    assert share[0] > 0.8
+
+
+def test_a_model_without_sample_rows_has_no_relevance():
+    model, _ = trained_on({"a": np.arange(40.0), "y": np.arange(40.0) ** 0.5})
+    assert insight.relevance(Trained(TableEncoder(model.encoder.encoders), model.heads, model.classes)) == []
