@@ -295,11 +295,11 @@ def test_nystrom_jitter_is_relative_to_the_data_and_recorded() -> None:
     kernel = 1e6 * Gaussian(1.3)
     phi = Nystrom(kernel, z)
     phi.features(x)
-    assert 0 < phi.jitter <= 1e6 * 10 * 12 * 2.3e-16
+    assert 0 < phi.jitter <= 1e6 * 12 * 2.3e-16
     exact = phi.block(x, x).detach()
     single = phi.block(x.float(), x.float()).detach()
-    assert 1e6 * 1e-5 < phi.jitter <= 1e6 * 10 * 12 * 1.2e-7
-    assert float((single - exact).abs().max()) < 1e6 * 5e-4  # ill-conditioned landmarks do not amplify float32 noise
+    assert 1e6 * 1e-6 < phi.jitter <= 1e6 * 12 * 1.2e-7
+    assert float((single - exact).abs().max()) < 1e6 * 1e-4  # ill-conditioned landmarks do not amplify float32 noise
     close = Nystrom(kernel, x[:1] + 1e-3 * points(30, seed=2)).block(x.float(), x.float()).detach()
     assert torch.linalg.eigvalsh((1e6 * torch.as_tensor(gaussian(x.numpy(), 1.3))) - close)[0] > -1e6 * 1e-4
 

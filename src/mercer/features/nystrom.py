@@ -15,7 +15,7 @@ from mercer.operators.kept import Kept
 from mercer.operators.pivoted import pivoted_cholesky
 from mercer.parameter import like
 
-JITTER = 10  # times m eps of the mean diagonal: what is added to K_mm before it is factored
+JITTER = 1  # times m eps of the mean diagonal: what is added to K_mm before it is factored
 LARGEST = 1e-3  # of the mean diagonal: with more than this the features would be those of another kernel
 
 
@@ -35,7 +35,7 @@ def cholesky_landmarks(kernel: Kernel, x: Tensor, rank: int, generator: torch.Ge
 class Nystrom(FeatureMap):
     """Features of any psd kernel from m landmarks z: phi(x) phi(y)^T = k(x, z) (k(z, z) + jitter I)^-1 k(z, y).
 
-    kernel: psd (else StructureError). landmarks: m d. Exact to jitter where x or y is a landmark. jitter: 10 m eps of
+    kernel: psd (else StructureError). landmarks: m d. Exact to jitter where x or y is a landmark. jitter: m eps of
     the mean diagonal, eps of the dtype of x; ten times more, up to 1e-3, where k(z, z) cannot be factored with less.
     Claims: symmetric, psd. Cost: m kernel values and m^2 flops for each row; m^3 / 3 once per parameter change, and
     for each block of rows while a gradient with respect to parameters is wanted.
