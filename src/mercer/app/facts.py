@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from mercer.app.bands import LEVELS, Measured
 from mercer.app.columns import Column
@@ -149,8 +150,10 @@ def coverage(target: Target, measured: Measured) -> dict[str, Any]:
         else f"a set has {number(measured.size)} classes on average"
     )
     curve = {"nominal": LEVELS.tolist(), "measured": measured.curve}
+    sure = binomtest(int(measured.inside.sum()), len(measured.inside)).proportion_ci(0.95)
     return {
         "nominal": 0.9,
+        "between": [float(sure.low), float(sure.high)],
         "measured": float(measured.inside.mean()),
         "rows": len(measured.inside),
         "size": size,
@@ -163,6 +166,22 @@ def _against(ours: float, rival: dict[str, Any], main: str) -> str:
     tie = max(rival.get("error") or 0.0, 0.002)
     verb = "level with" if abs(gap) <= tie else f"{abs(gap):.3f} {'ahead of' if gap > 0 else 'behind'}"
     return f"{verb} {rival['name']} ({fixed(rival['scores'][main])})"
+
+
+def _doubt(held: dict[str, Any]) -> str:
+    """How sure the measured coverage is, where there are too few rows to leave it unsaid."""
+    low, high = held["between"]
+    if high - low < 0.05:
+        return ""
+    return f" in {count(held['rows'], 'row')}, which leaves {percent(low, 0)} to {percent(high, 0)} possible"
+
+
+def _warning(board: Sequence[dict[str, Any]], main: str) -> str:
+    """Said first of all where the mean is no worse."""
+    mean = next((row for row in board if row["name"] == "mean"), None)
+    if mean is None or board[0]["scores"][main] > mean["scores"][main]:
+        return ""
+    return " Nothing was learned: guessing the mean is no worse, so do not use this model as it is."
 
 
 def verdicts(targets: Sequence[dict[str, Any]], folds: int) -> list[str]:
@@ -179,7 +198,8 @@ def verdicts(targets: Sequence[dict[str, Any]], folds: int) -> list[str]:
         parts.append(
             f"{lead}{NAMES[main]} {fixed(ours['scores'][main])}{error} on rows it "
             f"had not seen ({count(folds, 'fold')}){beside}. "
-            f"90 % {what} held {percent(held['measured'])} of the truth."
+            f"90 % {what} held {percent(held['measured'])} of the truth{_doubt(held)}."
+            f"{_warning(board, main)}"
         )
     return parts
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedKFold
+import pandas as pd
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from mercer.app.baselines import Fold, baselines
 from mercer.app.exits import Interrupted
@@ -14,9 +15,11 @@ from mercer.app.frame import Frame, TableEncoder
 from mercer.app.heads import Head, fit_head, groups, predict, stopped
 from mercer.app.progress import Watch
 from mercer.app.targets import Target
+from mercer.app.words import count
 
 FOLDS = 5
 _REPORT_SHARE, _BASELINE_SHARE = 0.22, 0.15  # of the time budget
+_LEAST = 0.5  # seconds that a training is asked to take at least
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,33 @@ def goal(targets: Sequence[Target]) -> np.ndarray:
     return np.hstack([t.matrix() for t in targets])
 
 
-def split(targets: Sequence[Target], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(training rows, test rows) of each fold; classes are spread evenly where there are any."""
+def repeated(frame: Frame) -> np.ndarray:
+    """A number for each row that equal rows share."""
+    table = pd.DataFrame({str(i): column.values for i, column in enumerate(frame.columns)})
+    return table.groupby(list(table.columns), dropna=False, sort=False).ngroup().to_numpy()
+
+
+def split(
+    targets: Sequence[Target], folds: int, seed: int, groups: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training rows, test rows) of each fold; classes are spread evenly where there are any.
+
+    groups: rows of one number stay in one fold, so that no row is judged by a model that saw its twin.
+    """
     n = len(targets[0].values)
-    folds = min(folds, n // 2)
-    shuffled = {"n_splits": folds, "shuffle": True, "random_state": seed}
+    kinds = n if groups is None else len(np.unique(groups))
+    apart = kinds < n
+    folds = min(folds, kinds // 2)
+    shuffled = {"n_splits": max(folds, 2), "shuffle": True, "random_state": seed}
     first = next((t for t in targets if t.classes), None)
     if first is not None and np.bincount(first.values).max() >= folds:
         rare = np.bincount(first.values) < folds  # too few rows to spread: they go where they fall
         codes = np.where(rare[first.values], int(np.argmax(np.bincount(first.values))), first.values)
+        if apart:
+            return list(StratifiedGroupKFold(**shuffled).split(codes, codes, groups))
         return list(StratifiedKFold(**shuffled).split(codes, codes))
+    if apart:
+        return list(GroupKFold(**shuffled).split(np.arange(n), groups=groups))
     return list(KFold(**shuffled).split(np.arange(n)))
 
 
@@ -106,7 +126,7 @@ class Pace:
     def share(self) -> float:
         """Seconds to ask of the next training."""
         left = self.until_report()
-        return max((1 - _BASELINE_SHARE) * left / self.left / self.ratio, 0.5) if np.isfinite(left) else 30.0
+        return max((1 - _BASELINE_SHARE) * left / self.left / self.ratio, _LEAST) if np.isfinite(left) else 30.0
 
     def took(self, asked: float, seconds: float) -> None:
         """Learn from a training that is over."""
@@ -154,12 +174,16 @@ def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds:
     Raises Interrupted where it is stopped before the first fold is done.
     """
     outcome = Outcome(np.full(frame.rows, -1), _empty(targets), {name: _empty(targets) for name in baselines()})
-    splits = split(targets, folds, seed)
+    twins = repeated(frame)
+    copies = frame.rows - len(np.unique(twins))
+    if copies:
+        outcome.notes.append(f"{count(copies, 'row')} repeat another in every column; twins are kept in one fold")
+    splits = split(targets, folds, seed, twins if len(np.unique(twins)) >= 4 else None)
     pace = Pace(watch, len(splits) + 1)
     try:
         for k, rows in enumerate(splits):
             watch.stage(f"fold {k + 1} of {len(splits)}")
-            if k and pace.until_report() < 2 * pace.longest:
+            if k and pace.share() <= _LEAST and pace.until_report() < 2 * pace.longest:
                 outcome.notes.append(f"the time budget allowed {k} of {len(splits)} folds")
                 pace.left = 1
                 break
@@ -170,6 +194,8 @@ def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds:
         outcome.best, _ = train(frame, targets, pace.share(), seed)
         outcome.rows = frame.rows
         outcome.spent("all rows", watch.elapsed() - before)
+        if any(stopped(head) for head in outcome.best.heads):
+            raise KeyboardInterrupt
         watch.advance()
     except KeyboardInterrupt:
         if outcome.best is None:

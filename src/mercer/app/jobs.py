@@ -249,6 +249,8 @@ def compute(job: Job, watch: Watch) -> Fitted:
         watch.say(sentence)
     with memory(job.memory) if job.memory is not None else nullcontext(), threads(ready.frame.rows):
         outcome = fit(ready.frame, ready.targets, job.seed, watch, job.folds)
+        for note in outcome.notes:
+            watch.say(note)
         if outcome.best is None:
             raise DataError("the time budget allowed no fold; give a longer --time")
         if outcome.interrupted:
