@@ -7,10 +7,12 @@ import pyarrow as pa
 import pytest
 
 from mercer.app import insight
+from mercer.app.baselines import Fold, baselines
+from mercer.app.columns import Column
 from mercer.app.fitting import Trained, train
-from mercer.app.frame import TableEncoder, training_frame
+from mercer.app.frame import Frame, TableEncoder, training_frame
 from mercer.app.heads import Head
-from mercer.app.targets import find_targets
+from mercer.app.targets import Target, find_targets
 from mercer.learn import KernelRidge
 
 
@@ -47,3 +49,14 @@ def test_relevance_does_not_count_coordinates():
 def test_a_model_without_sample_rows_has_no_relevance():
     model, _ = trained_on({"a": np.arange(40.0), "y": np.arange(40.0) ** 0.5})
     assert insight.relevance(Trained(TableEncoder(model.encoder.encoders), model.heads, model.classes)) == []
+
+
+def test_an_offset_of_the_target_is_no_handicap_for_the_trees():
+    pytest.importorskip("lightgbm")
+    x = np.random.default_rng(2).normal(size=(300, 1))
+    frame = Frame([Column("a", "number", x[:, 0])], 300)
+    train, test = np.arange(240), np.arange(240, 300)
+    fold = Fold(x[train], frame.take(train), x[test], frame.take(test), 0)
+    far = baselines()["LightGBM"](fold, Target("y", "regression", x[train, 0] + 1e12, [], "number"))
+    assert np.corrcoef(far - 1e12, x[test, 0])[0, 1] > 0.98
+    assert np.abs(far - 1e12 - x[test, 0]).mean() < 0.2

@@ -167,8 +167,42 @@ def test_text_where_numbers_were_names_the_cell():
         as_kind(column("x", ["1", "abc", None, "d"], "text"), "number", "")
     assert as_kind(column("x", ["1", None], "text"), "number", "").values[0] == 1.0
     assert as_kind(column("x", [1.0, np.nan, 2.5]), "text", "").values.tolist() == ["1", None, "2.5"]
-    with pytest.raises(DataError, match="held dates"):
-        as_kind(column("x", [1.0]), "date", "")
+
+
+@pytest.mark.parametrize(
+    ("new", "trained", "says"),
+    [
+        (column("x", [1.0]), "date", "held dates .* row 1 holds '1'"),
+        (column("x", [0.0, np.nan, 7.0]), "flag", "held true/false values .* row 3 holds '7'; correct this cell"),
+        (column("x", ["yes"], "text"), "flag", "held true/false values .* row 1 holds 'yes'"),
+        (column("x", [1704067200.0], "date"), "text", "held text values .* row 1 holds '2024-01-01'"),
+        (column("x", [1704067200.0], "date"), "number", "held numbers .* row 1 holds '2024-01-01'"),
+        (column("x", [1704067200.0], "date"), "flag", "held true/false values .* row 1 holds '2024-01-01'"),
+        (column("x", ["2024-01-01", "red"], "text"), "date", "held dates .* row 2 holds 'red'"),
+    ],
+)
+def test_values_of_another_kind_are_refused(new, trained, says):
+    with pytest.raises(DataError, match=says):
+        as_kind(new, trained, "")
+
+
+def test_values_that_say_the_same_are_taken():
+    assert as_kind(column("x", [0.0, np.nan, 1.0]), "flag", "").values[[0, 2]].tolist() == [0.0, 1.0]
+    assert as_kind(column("x", ["2024-01-01", None], "text"), "date", "").values[0] == 1704067200.0
+    assert as_kind(column("x", [1.0, 0.0], "flag"), "number", "").values.tolist() == [1.0, 0.0]
+
+
+def test_infinities_are_counted_apart_from_missing_values():
+    a = [float(i) for i in range(18)]
+    table = pa.table({"x": [float("inf"), -float("inf"), *a], "z": [*a, 1.0, 2.0]})
+    frame, notes = training_frame(table, [])
+    assert [(n.column, n.text, n.dropped) for n in notes] == [("x", "holds 2 infinite values, taken as missing", False)]
+    encoder, _ = TableEncoder.fit(frame, np.zeros((20, 1)) + 1.0, 0)
+    new = pa.table({"x": [1.0, float("nan"), 2.0], "z": [float("inf"), None, 1.0]})
+    assert encoder.surprises(expected(new, encoder)) == [
+        "column 'z': 1 infinite value, taken as missing",
+        "column 'z': 1 missing value, none in training; median used",
+    ]
 
 
 def test_numbers_are_squashed_as_in_skrub():
@@ -267,6 +301,13 @@ def test_leaks_and_row_numbers_are_reported():
     frame = Frame([column("leak", np.exp(y[:, 0])), column("id", np.random.default_rng(1).permutation(200) + 1.0)], 200)
     found = {n.column: n.text for n in suspicious(frame, y)}
     assert "give the target away" in found["leak"] and "row number" in found["id"]
+
+
+def test_free_text_is_no_identifier():
+    long = column("note", [f"the customer number {i} wrote a long complaint" for i in range(80)], "text")
+    short = column("key", [f"id-{i}" for i in range(80)], "text")
+    found = suspicious(Frame([long, short], 80), np.random.default_rng(0).normal(size=(80, 1)))
+    assert [(n.column, n.text.split(":")[0]) for n in found] == [("key", "looks like an identifier")]
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,14 @@ class Column:
     """A named column. values: float64 with NaN for missing, or an object array of str and None where kind is text.
 
     format: how dates were written, where the file held them as text.
+    infinite: how many cells of the whole column held an infinity, which is taken as missing.
     """
 
     name: str
     kind: str
     values: np.ndarray
     format: str = ""
+    infinite: int = 0
 
     @property
     def missing(self) -> np.ndarray:
@@ -90,9 +92,10 @@ def to_column(name: str, data: pa.ChunkedArray) -> Column | None:
     for fits, kind, read in _RULES:
         if fits(data.type):
             values = read(data)
-            if kind != "text":
-                values[~np.isfinite(values)] = np.nan
-            return Column(name, kind, values)
+            infinite = np.isinf(values) if kind != "text" else np.zeros(0, dtype=bool)
+            if infinite.any():
+                values[infinite] = np.nan
+            return Column(name, kind, values, infinite=int(infinite.sum()))
     return None
 
 
@@ -133,11 +136,25 @@ def refined(column: Column) -> Column:
     return column
 
 
+_IN_WORDS = {"number": "number", "flag": "true/false value", "date": "date", "text": "text value"}
+
+
+def _cell(column: Column, row: int) -> str:
+    value = column.values[row]
+    if column.kind == "text":
+        return shown(value)
+    if column.kind == "date":
+        moment = pd.to_datetime(value, unit="s", errors="coerce")
+        return "a date" if pd.isna(moment) else moment.isoformat(sep=" ").removesuffix(" 00:00:00")
+    return ("true" if value else "false") if column.kind == "flag" else f"{value:.12g}"
+
+
 def _refuse(column: Column, bad: np.ndarray, kind: str) -> None:
-    row = int(np.flatnonzero(bad)[0])
+    row, many = int(np.flatnonzero(bad)[0]), int(bad.sum())
+    cells = "this cell or leave it empty" if many == 1 else f"the {many:,} such cells or leave them empty"
     raise DataError(
-        f"column '{shown(column.name)}' held {kind}s when the model was trained, now row {row + 1} holds "
-        f"'{shown(column.values[row])}'; correct the {int(bad.sum()):,} such cells or leave them empty"
+        f"column '{shown(column.name)}' held {_IN_WORDS[kind]}s when the model was trained, now row {row + 1} holds "
+        f"'{_cell(column, row)}'; correct {cells}"
     )
 
 
@@ -148,21 +165,21 @@ def as_kind(column: Column, kind: str, form: str) -> Column:
     empty = column.missing
     if empty.all():
         absent = np.full(len(empty), None, object) if kind == "text" else np.full(len(empty), np.nan)
-        return Column(column.name, kind, absent, form)
+        return Column(column.name, kind, absent, form, column.infinite)
+    if "date" in (kind, column.kind) and column.kind != "text":
+        _refuse(column, ~empty, kind)
     if kind == "text":
-        return Column(column.name, kind, _as_text(column), form)
+        return Column(column.name, kind, _as_text(column), form, column.infinite)
+    values = column.values
     if column.kind == "text":
         values = dates_in(column.values, form or "ISO8601") if kind == "date" else numbers_in(column.values)
         if kind == "flag":
             lower = pd.Series(column.values, dtype=object).str.lower()
             values = lower.map({"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}).to_numpy(np.float64)
-        bad = np.isnan(values) & ~empty
-        if bad.any():
-            _refuse(column, bad, {"date": "date", "number": "number", "flag": "true/false value"}[kind])
-        return Column(column.name, kind, values, form)
-    if "date" in (kind, column.kind):
-        _refuse(column, ~empty, "date" if kind == "date" else "number")
-    return Column(column.name, kind, column.values, form)
+    bad = (np.isnan(values) if column.kind == "text" else ~np.isin(values, (0.0, 1.0)) & (kind == "flag")) & ~empty
+    if bad.any():
+        _refuse(column, bad, kind)
+    return Column(column.name, kind, values, form, column.infinite)
 
 
 def _as_text(column: Column) -> np.ndarray:

@@ -242,6 +242,11 @@ _BY_NAME: dict[str, Any] = {
 }  # fmt: skip
 
 
+def is_wording(present: np.ndarray) -> bool:
+    """Whether texts are read for their wording: most differ and they are long."""
+    return len(set(present)) > 0.5 * len(present) and float(np.mean([len(v) for v in present])) > 24
+
+
 def fit_encoder(column: Column, target: np.ndarray, seed: int) -> Encoder:
     """The encoder that suits a column that is neither constant nor empty."""
     if column.kind == "number":
@@ -254,10 +259,7 @@ def fit_encoder(column: Column, target: np.ndarray, seed: int) -> Encoder:
     distinct = len(set(present))
     if distinct <= _FEW:
         return LevelEncoder.fit(column)
-    lengthy = np.mean([len(v) for v in present]) > 24
-    return (
-        WordEncoder.fit(column, seed) if distinct > 0.5 * len(present) and lengthy else MeanEncoder.fit(column, target)
-    )
+    return WordEncoder.fit(column, seed) if is_wording(present) else MeanEncoder.fit(column, target)
 
 
 def to_state(encoder: Encoder) -> tuple[dict[str, Any], np.ndarray | None]:

@@ -11,7 +11,16 @@ import pandas as pd
 import pyarrow as pa
 
 from mercer.app.columns import Column, as_kind, refined, to_column
-from mercer.app.encoders import Encoder, LevelEncoder, MeanEncoder, NumberEncoder, fit_encoder, from_state, to_state
+from mercer.app.encoders import (
+    Encoder,
+    LevelEncoder,
+    MeanEncoder,
+    NumberEncoder,
+    fit_encoder,
+    from_state,
+    is_wording,
+    to_state,
+)
 from mercer.app.words import closest, count, listed, shown
 from mercer.errors import DataError
 
@@ -69,6 +78,9 @@ def training_frame(table: pa.Table, without: Sequence[str]) -> tuple[Frame, list
             else:
                 seen[key] = name
                 kept.append(column)
+                if column.infinite:
+                    text = f"holds {count(column.infinite, 'infinite value')}, taken as missing"
+                    notes.append(Note(name, text, False))
     return Frame(kept, table.num_rows), notes
 
 
@@ -90,7 +102,7 @@ def suspicious(frame: Frame, target: np.ndarray) -> list[Note]:
             step = np.diff(np.sort(values))
             if len(values) > 50 and column.kind == "number" and (step == 1).all():
                 notes.append(Note(column.name, "looks like a row number: every value once, in steps of 1", False))
-        elif len(set(values)) == len(values) > 50:
+        elif len(set(values)) == len(values) > 50 and not is_wording(values):
             notes.append(Note(column.name, "looks like an identifier: a different text in every row", False))
     return notes
 
@@ -150,11 +162,18 @@ class TableEncoder:
         """Sentences on cells that the model has never seen the like of."""
         found = []
         for encoder, column in zip(self.encoders, frame.columns, strict=True):
+            if column.infinite:
+                many = count(column.infinite, "infinite value")
+                found.append(f"column '{shown(encoder.column)}': {many}, taken as missing")
             if isinstance(encoder, LevelEncoder | MeanEncoder) and (new := encoder.unseen(column)):
                 found.append(
                     f"column '{shown(encoder.column)}': {count(new, 'cell')} with a category never seen in training"
                 )
-            elif isinstance(encoder, NumberEncoder) and not encoder.absent and (gone := int(column.missing.sum())):
+            elif (
+                isinstance(encoder, NumberEncoder)
+                and not encoder.absent
+                and (gone := int(column.missing.sum()) - column.infinite)
+            ):
                 found.append(
                     f"column '{shown(encoder.column)}': {count(gone, 'missing value')}, none in training; median used"
                 )

@@ -181,7 +181,7 @@ def matters(facts: dict[str, Any]) -> Section:
         blocks.append({"heading": "How the prediction moves with each", "figures": curves})
     line = (
         "Two views: how far the predictions of training rows move when the column alone takes another row's value, and "
-        "what the score on unseen rows loses when the column is shuffled. Columns that say the same share what is lost. "
+        "what the score on unseen rows loses when it is shuffled. Columns that say the same share what is lost. "
         "The curves move one column and keep the others as they are; the shading is "
         "the average 90 % band. They describe the model, not causes."
     )
