@@ -12,16 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.numpy import save
+from typer.testing import CliRunner
 
-from mercer.app import bands, folder, store
+from mercer.app import bands, folder, planning, store
 from mercer.app.encoders import LevelEncoder, MeanEncoder, NumberEncoder, WordEncoder
+from mercer.app.exits import USAGE, UsageError
 from mercer.app.fitting import Trained
 from mercer.app.frame import TableEncoder
 from mercer.app.heads import Head
+from mercer.app.main import app
 from mercer.app.schema import Manifest
 from mercer.app.targets import Target
 from mercer.errors import DataError, MercerError
 from mercer.learn import KernelClassifier, KernelRidge, LocalConformal
+from mercer.learn.plan import choose
 
 
 def small_model():
@@ -186,3 +190,94 @@ def test_bands_are_measured_on_rows_that_did_not_calibrate_them():
     width = found.high - found.low
     assert np.median(width[x[:, 0] > 0.6]) > 2.5 * np.median(width[x[:, 0] < 0.4])
     assert abs(np.histogram(found.pit, 10, (0, 1))[0] - 150).max() < 5 * np.sqrt(150)
+
+
+def refused(*words):
+    """The one line that a refused command leaves."""
+    found = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert found.exit_code == USAGE and "Traceback" not in found.output, found.output
+    return found.stderr
+
+
+def contents(place):
+    return {str(p.relative_to(place)): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["keras", "damaged", "extra", "hidden", "directory"])
+def test_a_folder_with_anything_that_is_not_ours_is_never_replaced(saved, tmp_path_factory, kind):
+    copy = changed(saved, tmp_path_factory)
+    if kind == "keras":
+        shutil.rmtree(copy)
+        copy.mkdir()
+        (copy / "model.json").write_text('{"class_name": "Sequential", "config": {}}')
+    elif kind == "damaged":
+        (copy / "model.json").write_text((copy / "model.json").read_text().replace("}", "} "))
+        (copy / "model.json").write_text((copy / "model.json").read_text()[:-30])
+    elif kind == "directory":
+        (copy / "card.md").unlink()
+        (copy / "card.md").mkdir()
+        (copy / "card.md" / "notes.txt").write_text("mine")
+    else:
+        (copy / {"extra": "thesis.tex", "hidden": ".git"}[kind]).write_text("years of work")
+    before = contents(copy)
+    with pytest.raises(UsageError, match="another --out"):
+        folder.check_place(copy)
+    with pytest.raises(UsageError):
+        store.save(copy, saved[1], {})  # what appeared during the work is safe too
+    assert contents(copy) == before and len(list(copy.parent.iterdir())) == 1
+
+
+def test_our_own_folder_is_replaced(saved, tmp_path_factory):
+    copy = changed(saved, tmp_path_factory)
+    folder.check_place(copy)
+    store.save(copy, saved[1], {"card.md": b"# new"})
+    assert (copy / "card.md").read_bytes() == b"# new" and not (copy / "run.json").exists()
+
+
+@pytest.mark.parametrize("out", [".", "..", "../..", "../../link"])
+def test_the_directory_of_the_shell_is_never_swapped_away(tmp_path, monkeypatch, out):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{i},{i % 7}.5\n" for i in range(30)))
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    said = refused("fit", "../../t.csv", "-t", "y", "--out", out, "--time", "2s")
+    assert "you are in" in said or (out == "../.." and "holds the table" in said)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "link", "t.csv"]
+
+
+def test_outputs_never_replace_an_input_or_change_a_model(saved, tmp_path_factory, monkeypatch):
+    copy = changed(saved, tmp_path_factory)
+    here = copy.parent
+    monkeypatch.chdir(here)
+    (here / "in.csv").write_text("a,b,c,d\n1,x,p,text\n")
+    (here / "soft.csv").symlink_to(here / "in.csv")
+    (here / "hard.csv").hardlink_to(here / "in.csv")
+    (here / "way").symlink_to(copy)
+    before = contents(here)
+    for name in ("in.csv", "soft.csv", "hard.csv"):
+        assert "also an input" in refused("predict", copy, here / "in.csv", "-o", here / name)
+    for out in (copy / "oof.parquet", copy / "new.csv", here / "way" / "p.csv"):
+        assert "inside the model folder" in refused("predict", saved[0], here / "in.csv", "-o", out)
+    for out in (copy / "model.json", copy / "report.html", here / "way" / "model.json"):
+        assert "inside the model folder" in refused("report", saved[0], "-o", out)
+    (copy / "t.csv").write_text("a,y\n1,2\n")
+    assert "holds the table" in refused("fit", copy / "t.csv", "-t", "y", "--out", copy)
+    (copy / "t.csv").unlink()
+    said = refused("report", copy, "-o", "nodir/x.html")
+    assert "nodir" in said and "create it first" in said and "partial" not in said
+    assert contents(here) == before
+
+
+def test_a_plan_is_said_for_every_algorithm_there_is():
+    facts = {
+        "rows": 9, "columns": 2, "coordinates": 3, "targets": [{"name": "y", "task": "regression"}], "dropped": [],
+        "notes": [], "trainings": 6, "seconds": 60.0, "budget": 2**30,
+    }  # fmt: skip
+    plans = {
+        p.algorithm: p for n in (100, 20_000, 50_000, 1_000_000) for s in (1.0, 15.0, 7200.0) for p in [choose(n, s)]
+    }
+    assert set(plans) == {"cholesky", "cg", "nystrom", "falkon"}
+    for name in (*plans, "neighbours"):
+        plan = plans.get(name, plans["cholesky"])
+        said = planning.as_text(facts | {"algorithm": name, "landmarks": plan.landmarks, "memory": plan.memory})
+        assert "trainings" in said and (name not in ("nystrom", "falkon") or f"{plan.landmarks:,} kernel" in said)

@@ -67,6 +67,7 @@ def _exchange(new: Path, old: Path) -> bool:
 
 
 def _put(new: Path, out: Path) -> None:
+    _check_ours(out)  # again: the work took time
     if not out.exists():
         new.rename(out)
     elif _exchange(new, out):
@@ -89,12 +90,44 @@ def _alive(pid: str) -> bool:
     return True
 
 
+def _check_ours(out: Path) -> None:
+    """Raises UsageError where replacing a folder would delete anything but a model."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    where, mend = f"--out '{shown(out)}'", "choose another --out or remove it yourself"
+    if not (out / MANIFEST).is_file():
+        raise UsageError(f"{where} is a folder that mercer did not write; {mend}")
+    try:
+        ours = {MANIFEST, *read_manifest(out).files}
+    except DataError as error:
+        raise UsageError(f"{where} holds a {MANIFEST} that is damaged or not of mercer; {mend}") from error
+    for place in sorted(out.iterdir()):
+        if place.name not in ours or not place.is_file():
+            raise UsageError(f"{where} holds '{shown(place.name)}', which mercer did not write; {mend}")
+
+
+def check_apart(out: Path, *inputs: Path) -> None:
+    """Raises UsageError where writing the file `out` would replace an input or change a model folder."""
+    if out.exists() and any(given.exists() and out.samefile(given) for given in inputs):
+        raise UsageError(f"output '{shown(out)}' is also an input; give another name")
+    for home in (*out.resolve().parents, *out.absolute().parents):
+        if (home / MANIFEST).is_file() and (home / WEIGHTS).is_file():
+            raise UsageError(f"output '{shown(out)}' is inside the model folder '{shown(home)}'; give another place")
+
+
+def check_input(table: Path, out: Path) -> None:
+    """Raises UsageError where the table to learn from is inside the folder that would be replaced."""
+    if table.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"--out '{shown(out)}' holds the table '{shown(table)}'; choose another --out")
+
+
 def check_place(out: Path) -> None:
     """Raises UsageError where a model folder cannot be written: asked before the work, not after it."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out '{shown(out)}' is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UsageError(f"--out '{shown(out)}' is a folder that mercer did not write; give a new one")
+    if Path.cwd().resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"--out '{shown(out)}' is the directory you are in, or holds it; give a folder of its own")
+    _check_ours(out)
     with staging(out):
         """Made and removed: the place can be written."""
 

@@ -83,6 +83,7 @@ def fit(
     with one_line_errors(as_json):
         started = clock.monotonic()  # the budget is that of the whole command, imports included
         seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
+        room("folder").check_input(table, out)
         jobs = room("jobs")
         job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, folds, started=started)
         facts = jobs.run(job).facts

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from mercer.app.columns import to_column
 from mercer.app.cores import threads
+from mercer.app.folder import check_apart
 from mercer.app.frame import Frame, expected, text_names
 from mercer.app.oof import distinct
 from mercer.app.progress import Watch
@@ -91,6 +92,7 @@ def _scores(
 def run(folder: Path, path: Path, out: Path, limit: int | None, quiet: bool) -> dict[str, Any]:
     """Predict the rows of a table and write them; the facts of doing so."""
     check_output(out)
+    check_apart(out, path)
     model = load(folder)
     table = read_table(path, text=text_names(model.trained.encoder))
     frame = expected(table, model.trained.encoder)
