@@ -20,15 +20,15 @@ def peak() -> int:
 
 
 def main() -> None:
-    n, d = (int(a) for a in (*sys.argv[1:], *("200000", "10")[len(sys.argv) - 1 :]))
-    torch.set_num_threads(2)
+    n, d, threads = (int(a) for a in (*sys.argv[1:], *("200000", "10", "2")[len(sys.argv) - 1 :]))
+    torch.set_num_threads(threads)
     g = torch.Generator().manual_seed(0)
     x, v = torch.randn(n, d, generator=g), torch.randn(n, 1, generator=g)
     kernel = Gaussian(d**0.5)
     with torch.no_grad():
         kernel(x[:3000]) @ v[:3000]  # code and thread pools are loaded before the count begins
     before = peak()
-    print(f"n = m = {n:,}, d = {d}, float32; the matrix would take {n * n * 4 / 2**30:,.0f} GiB", flush=True)
+    print(f"n = m = {n:,}, d = {d}, float32; {threads} threads; the matrix: {n * n * 4 / 2**30:,.0f} GiB", flush=True)
     start = time.perf_counter()
     with torch.no_grad():
         out = kernel(x) @ v
