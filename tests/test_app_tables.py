@@ -56,6 +56,20 @@ def test_the_separator_is_found(tmp_path, separator):
     assert read_table(tmp_path / "t.csv").to_pylist() == [{"a": 1, "b": 2, "c": 3}]
 
 
+def test_decimal_commas_are_numbers_where_commas_do_not_separate(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b;c;d;e\n0,143;1;x,1;0.5;1,5\nNA;2;y;1.5;2,5\n")
+    found = read_table(tmp_path / "t.csv", text=["e"])
+    assert found.column_names == ["a", "b", "c", "d", "e"]
+    assert found.to_pylist()[0] == {"a": 0.143, "b": 1, "c": "x,1", "d": 0.5, "e": "1,5"}
+    assert found.column("a").null_count == 1
+
+
+def test_text_that_must_stay_text_is_named_when_it_is_not_utf8(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"a,b\n1,x\n2,caf\xe9\n")
+    with pytest.raises(DataError, match="line 3 holds '2,café'"):
+        read_table(tmp_path / "t.csv", text=["b"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "says"),
     [
@@ -63,8 +77,13 @@ def test_the_separator_is_found(tmp_path, separator):
         ("t.csv", b"  \n \n", DataError, "is empty"),
         ("t.csv", b"a,b\n", DataError, "no rows"),
         ("t.csv", b"a,a\n1,2\n", DataError, "several columns named 'a'"),
-        ("t.csv", b"a,b\n1,2\n1,2,3\n", DataError, "cannot be read as a table"),
-        ("t.csv", b"a,b\n1,\xff\xfe\n", DataError, "not UTF-8 text in column"),
+        ("t.csv", b"a,b\n1,2\n1,2,3\n", DataError, "line 3 has 3 cells, expected 2 .*: '1,2,3'; mend that line"),
+        ("t.csv", b"a;b\n1;2\n4;5\n1\n", DataError, "line 4 has 1 cell, expected 2"),
+        ("t.csv", b"a,b\n1,\xff\xfe\n", DataError, "not UTF-8: line 2"),
+        ("t.csv", "a,b\n1,x\n2,café\n".encode("latin-1"), DataError, "line 3 holds '2,café', read as Latin-1"),
+        ("t.csv", "a,prénom\n1,x\n".encode("latin-1"), DataError, "line 1 holds 'a,prénom'.*save it as UTF-8"),
+        ("t.csv", "a,b\n1,é\n".encode("utf-16"), DataError, "is UTF-16 text; save it as UTF-8"),
+        ("t.csv", "a,b\n1,2\n".encode("utf-16-be"), DataError, "is UTF-16 text; save it as UTF-8"),
         ("t.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", DataError, "is not a table"),
         ("t.csv", b"\0\0\0\0", DataError, "is not a table"),
         ("t.parquet", b"a,b\n1,2\n", DataError, "is not a parquet file"),

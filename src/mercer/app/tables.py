@@ -42,11 +42,19 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 MOST_COLUMNS = 5_000
 
 
+def _is_utf16(head: bytes) -> bool:
+    """A byte order mark, or plain letters with a zero before or after each."""
+    marked = head[:2] in (b"\xff\xfe", b"\xfe\xff") and head[:4] != b"\xff\xff\xff\xff"
+    return marked or (len(head) > 3 and any(head[::2]) != any(head[1::2]))
+
+
 def _format(path: Path, head: bytes) -> str:
     if head[:4] == b"PAR1":
         return "parquet"
     if head[:6] in (b"ARROW1", b"FEA1") or head[:4] == b"\xff\xff\xff\xff":
         return "arrow"
+    if _is_utf16(head):
+        raise DataError(f"'{shown(path)}' is UTF-16 text; save it as UTF-8")
     found = _SUFFIXES.get(path.suffix.lower(), "csv" if head.isascii() and b"\0" not in head else "")
     if found in ("parquet", "arrow"):
         raise DataError(f"'{shown(path)}' is not a {found} file although its name ends in {path.suffix}")
@@ -63,17 +71,84 @@ def _separator(path: Path, head: bytes) -> str:
     return max(counts, key=lambda mark: counts[mark])
 
 
+def _is_binary(field: pa.Field) -> bool:
+    return pa.types.is_binary(field.type)
+
+
+def _not_utf8(path: Path) -> str:
+    """A sentence on the first line of a file that is not UTF-8; nothing where every line is."""
+    with path.open("rb") as source:
+        for place, line in enumerate(source, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                near = line[max(error.start - 20, 0) : error.start + 20].decode("cp1252", "replace")
+                return (
+                    f"'{shown(path)}' is not UTF-8: line {place} holds '{shown(near)}', read as Latin-1 "
+                    "(Windows-1252), which it probably is; save it as UTF-8"
+                )
+    return ""
+
+
+def _ragged(path: Path, parse: pyarrow.csv.ParseOptions) -> str:
+    """A sentence on the first line with more or fewer cells than the header; nothing where there is none."""
+    found: list[pyarrow.csv.InvalidRow] = []
+
+    def keep(row: pyarrow.csv.InvalidRow) -> str:
+        found.append(row)
+        return "error" if len(found) == 1 else "skip"
+
+    parse.invalid_row_handler = keep
+    try:
+        pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(use_threads=False), parse)
+    except (pa.ArrowException, UnicodeError):
+        if found:  # only reading without threads counts lines
+            row = found[0]
+            return (
+                f"'{shown(path)}' line {row.number} has {count(row.actual_columns, 'cell')}, expected "
+                f"{row.expected_columns} as in its header: '{shown(row.text)}'; mend that line, or quote a cell that "
+                f"holds '{parse.delimiter}'"
+            )
+    return ""
+
+
+def _with_decimal_commas(
+    path: Path, table: pa.Table, text: Collection[str], parse: pyarrow.csv.ParseOptions
+) -> pa.Table:
+    """Columns of words that are numbers once a comma is read as the decimal mark, as those."""
+    names = [f.name for f in table.schema if pa.types.is_string(f.type) and f.name not in text]
+    if not names or len(set(table.column_names)) < table.num_columns:
+        return table
+    options = pyarrow.csv.ConvertOptions(
+        null_values=list(NULLS), strings_can_be_null=True, quoted_strings_can_be_null=True, include_columns=names,
+        decimal_point=",",
+    )  # fmt: skip
+    other = pyarrow.csv.read_csv(path, convert_options=options, parse_options=parse)
+    for name in names:
+        if pa.types.is_floating(other.schema.field(name).type):
+            table = table.set_column(table.column_names.index(name), name, other.column(name))
+    return table
+
+
 def _read_csv(path: Path, head: bytes, text: Collection[str]) -> pa.Table:
     options = pyarrow.csv.ConvertOptions(
         null_values=list(NULLS), strings_can_be_null=True, quoted_strings_can_be_null=True,
         column_types={name: pa.string() for name in text},
     )  # fmt: skip
     parse = pyarrow.csv.ParseOptions(delimiter=_separator(path, head), newlines_in_values=b'"' in head)
-    table = pyarrow.csv.read_csv(path, convert_options=options, parse_options=parse)
-    foreign = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    try:
+        table = pyarrow.csv.read_csv(path, convert_options=options, parse_options=parse)
+        foreign = [name for name, field in zip(table.column_names, table.schema, strict=True) if _is_binary(field)]
+    except (pa.ArrowException, UnicodeError) as error:
+        why = _not_utf8(path) or _ragged(path, parse)
+        if not why:
+            raise
+        raise DataError(why) from error
     if foreign:
-        raise DataError(f"'{shown(path)}' is not UTF-8 text in column {listed(foreign)}; save it as UTF-8")
-    return table
+        raise DataError(
+            _not_utf8(path) or f"'{shown(path)}' is not UTF-8 in column {listed(foreign)}; save it as UTF-8"
+        )
+    return table if parse.delimiter == "," else _with_decimal_commas(path, table, text, parse)
 
 
 def _read_arrow(path: Path, head: bytes, text: Collection[str]) -> pa.Table:
