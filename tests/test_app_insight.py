@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mercer.app import insight
+from mercer.app import figures, insight
 from mercer.app.baselines import Fold, baselines
 from mercer.app.columns import Column
 from mercer.app.fitting import Trained, train
 from mercer.app.frame import Frame, TableEncoder, training_frame
 from mercer.app.heads import Head
+from mercer.app.svg import drawing
 from mercer.app.targets import Target, find_targets
 from mercer.learn import KernelRidge
 
@@ -60,3 +63,25 @@ def test_an_offset_of_the_target_is_no_handicap_for_the_trees():
     far = baselines()["LightGBM"](fold, Target("y", "regression", x[train, 0] + 1e12, [], "number"))
     assert np.corrcoef(far - 1e12, x[test, 0])[0, 1] > 0.98
     assert np.abs(far - 1e12 - x[test, 0]).mean() < 0.2
+
+
+def words_in(svg):
+    return [w.strip() for w in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_both_axes_of_predicted_and_true_have_the_same_ticks():
+    true = np.linspace(-3, 210, 400)
+    with drawing():
+        svg = figures.predicted_and_true("y", true, 0.7 * true + 20, true - 9, true + 9)
+    numbers = [w for w in words_in(svg) if re.fullmatch(r"-?[\d.]+", w)]
+    assert len(numbers) >= 8 and numbers[: len(numbers) // 2] == numbers[len(numbers) // 2 :]
+
+
+def test_of_many_classes_the_most_frequent_are_drawn_and_said():
+    table = np.diag(np.arange(1, 31))
+    with drawing():
+        many = words_in(figures.confusion("k", table, [f"c{i}" for i in range(30)]))
+        few = words_in(figures.confusion("k", table[:3, :3], ["c0", "c1", "c2"]))
+    assert "predicted (12 of 30 classes, most frequent first)" in many
+    assert [w for w in many if w.startswith("c")] == [f"c{i}" for i in range(29, 17, -1)] * 2
+    assert "predicted" in few and [w for w in few if w.startswith("c")] == ["c0", "c1", "c2"] * 2

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from mercer.app.svg import BAD, BAND, GOOD, INK, MODEL, MUTED, OTHER, PAPER, POINT, POINT_BAD, blank, to_svg
 from mercer.app.words import shown
 
-_MOST_POINTS = 4_000
+_MOST_POINTS, _MOST_CLASSES = 4_000, 12
 
 
 def _sample(n: int, most: int) -> np.ndarray:
@@ -46,8 +46,8 @@ def predicted_and_true(name: str, true: np.ndarray, found: np.ndarray, low: np.n
     _dots(axes, found[rows], true[rows], ((true >= low) & (true <= high))[rows])
     axes.plot(window, window, color=INK, lw=1, zorder=3, ls=(0, (4, 3)))
     axes.set(xlim=window, ylim=window, xlabel=f"predicted {shown(name, 24)}", ylabel=f"true {shown(name, 24)}")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    ticks = [t for t in MaxNLocator(5).tick_values(*window) if window[0] <= t <= window[1]]
+    axes.set(xticks=ticks, yticks=ticks)
     return to_svg(figure, f"predicted {name}", f"predicted against true {shown(name)}")
 
 
@@ -149,17 +149,20 @@ def reliability(name: str, chance: np.ndarray, happened: np.ndarray) -> str:
 
 
 def confusion(name: str, table: np.ndarray, classes: list[str]) -> str:
-    """Rows of each true class by predicted class, in shares of the true class."""
+    """Rows of each true class by predicted class, in shares of the true class; of many classes the most frequent."""
     figure, (axes,) = blank(380, 350)
-    most = min(len(classes), 12)
-    share = table[:most, :most] / np.maximum(table[:most].sum(1, keepdims=True), 1)
+    most = min(len(classes), _MOST_CLASSES)
+    kept = np.arange(most) if most == len(classes) else np.argsort(-table.sum(1), kind="stable")[:most]
+    share = table[np.ix_(kept, kept)] / np.maximum(table[kept].sum(1, keepdims=True), 1)
+    table = table[np.ix_(kept, kept)]
     for i, j in np.ndindex(*share.shape):
         colour = MODEL if i == j else BAD
         axes.add_patch(_square(j, i, colour, 0.1 + 0.8 * share[i, j] if table[i, j] else 0.0))
         if most <= 8 and table[i, j]:
             axes.text(j, i, f"{table[i, j]:,}", ha="center", va="center", color=PAPER if share[i, j] > 0.5 else INK)
-    labels = [shown(c, 12) for c in classes[:most]]
-    axes.set(xlim=(-0.5, most - 0.5), ylim=(most - 0.5, -0.5), xlabel="predicted", ylabel="true")
+    labels = [shown(classes[k], 12) for k in kept]
+    part = "" if most == len(classes) else f" ({most} of {len(classes)} classes, most frequent first)"
+    axes.set(xlim=(-0.5, most - 0.5), ylim=(most - 0.5, -0.5), xlabel=f"predicted{part}", ylabel="true")
     axes.set_xticks(range(most), labels, rotation=0 if most <= 4 else 40, ha="center" if most <= 4 else "right")
     axes.set_yticks(range(most), labels)
     axes.grid(visible=False)
