@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from mercer.app import bands
+from mercer.app.columns import Column
+from mercer.app.encoders import MeanEncoder
 from mercer.app.fitting import Trained
 from mercer.app.folder import check_files, read_arrays, read_manifest, write_folder
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.heads import ESTIMATORS, Head, whereabouts
-from mercer.app.schema import VERSION
+from mercer.app.heads import ESTIMATORS, Head, predict, whereabouts
+from mercer.app.schema import VERSION, Manifest
 from mercer.app.targets import Target
 from mercer.app.words import one_line, shown
 from mercer.errors import DataError
@@ -80,6 +82,89 @@ def save(out: Path, model: Model, files: dict[str, bytes]) -> None:
     write_folder(out, manifest, arrays, files)
 
 
+def _require(holds: object, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _check_head(head: Head, state: dict[str, Any], arrays: dict[str, np.ndarray], coordinates: int, n: int) -> None:
+    """n: classes of the target, 0 for numbers. Raises ValueError where sizes or signs cannot be."""
+    width, model = n or len(head.targets), head.model
+    _require((head.name() == "KernelClassifier") == bool(n) and (not n or len(head.targets) == 1), "learner and task")
+    _require(model.n_features_in_ == coordinates, f"{coordinates} coordinates, {model.n_features_in_} in a learner")
+    _require(arrays["points"].ndim == 2 and arrays["points"].shape[1] == coordinates, "columns of points")
+    _require(len(arrays["points"]) > 0, "points")
+    values = arrays["weights" if "weights" in arrays else "values"]
+    if n:
+        codes = np.asarray(model.classes_)
+        _require(codes.dtype.kind == "i" and len(set(codes.tolist())) == len(codes) > 1, "classes")
+        _require(codes.min() >= 0 and codes.max() < n, "classes")
+        _require(float(state["temperature"]) > 0 and arrays["bias"].shape == codes.shape, "calibration of chances")
+        width = values.shape[1]
+    _require(values.shape == (len(arrays["points"]), width), "rows and columns of weights")
+    for name, size in (("x_centre", coordinates), ("x_scale", coordinates), ("y_centre", width), ("y_scale", width)):
+        _require(arrays[name].shape == (size,), name)
+    _require((arrays["x_scale"] > 0).all() and (arrays["y_scale"] > 0).all(), "scales that are not positive")
+    _require(float(state["noise"]) >= 0 and int(state.get("neighbours", 1)) >= 1, "noise or neighbours")
+
+
+def _check_local(state: dict[str, Any], arrays: dict[str, np.ndarray], outputs: int) -> None:
+    points, columns = arrays["points"], arrays["points"].shape[1]
+    _require(float(state["width"]) > 0 and float(state["unit"]) > 0, "a width of bands that is not positive")
+    _require(len(points) > 0 and arrays["weights"].shape == (len(points), outputs), "weights of bands")
+    _require(arrays["scores"].shape == (len(arrays["scores"]), outputs) and len(arrays["scores"]), "scores of bands")
+    _require((np.diff(arrays["scores"], axis=0) >= 0).all(), "scores of bands that are not sorted")
+    _require(arrays["shrink"].shape == (outputs,) and (arrays["shrink"] >= 0).all(), "shrinkage of bands")
+    _require(all(arrays[name].shape == (columns,) for name in ("relevance", "centre", "deviation")), "columns of bands")
+    _require((arrays["deviation"] > 0).all() and (arrays["relevance"] >= 0).all(), "scales of bands")
+
+
+def _check_encoder(encoder: TableEncoder) -> None:
+    for part in encoder.encoders:
+        if isinstance(part, MeanEncoder):
+            _require(all(len(m) == len(part.prior) for m in part.means.values()), "means of a column")
+            _require(part.means.keys() == part.counts.keys() and part.counts, "levels of a column")
+    absent = [Column(e.column, e.kind, _absent(e.kind), getattr(e, "format", "")) for e in encoder.encoders]
+    _require(encoder.encode(Frame(absent, 2)).shape == (2, len(encoder.labels())), "columns and coordinates")
+
+
+def _absent(kind: str) -> np.ndarray:
+    return np.full(2, None, dtype=object) if kind == "text" else np.full(2, np.nan)
+
+
+def _check(model: Model, manifest: Manifest, arrays: dict[str, np.ndarray]) -> None:
+    """Raises ValueError, or what numpy and torch raise, where the parts of a model do not fit together.
+
+    Sizes and signs are compared, then two rows are predicted, which no broadcast can hide from.
+    """
+    heads, targets = model.trained.heads, model.targets
+    _require(sorted(i for h in heads for i in h.targets) == list(range(len(targets))), "learners and targets")
+    _require(len(model.calibrators) == len(heads), "learners and bands")
+    _require(all((t.task == "classification") == (len(t.classes) > 1) for t in targets), "tasks and classes")
+    _require(all(len(set(t.classes)) == len(t.classes) for t in targets), "classes that are repeated")
+    _check_encoder(model.trained.encoder)
+    coordinates = len(model.trained.encoder.labels())
+    x = np.zeros((2, coordinates))
+    for i, (head, calibrator) in enumerate(zip(heads, model.calibrators, strict=True)):
+        part = _part(f"head.{i}", arrays)
+        _check_head(head, manifest.heads[i].state, part, coordinates, model.trained.classes[head.targets[0]])
+        found = np.stack(predict([Head(list(range(len(head.targets))), head.model)], _sizes(model, head), x), axis=-1)
+        _require(np.isfinite(found).all(), "predictions that are not finite")
+        if isinstance(calibrator, bands.LocalConformal):
+            _require(targets[head.targets[0]].task == "regression", "bands of classes")
+            _check_local(manifest.bands[i].state, _part(f"bands.{i}", arrays), len(head.targets))
+            calibrator.interval(found, whereabouts(head, x, found), bands.COVERAGE)
+        else:
+            chances = calibrator.chances
+            _require(targets[head.targets[0]].task == "classification", "sets of numbers")
+            _require(chances.ndim == 1 and len(chances) and (np.diff(chances) >= 0).all(), "chances of sets")
+            _require(chances[0] >= 0 and chances[-1] <= 1 + 1e-9, "chances of sets")
+
+
+def _sizes(model: Model, head: Head) -> list[int]:
+    return [model.trained.classes[i] for i in head.targets]
+
+
 def load(folder: Path) -> Model:
     """The model of a folder. Raises DataError where anything in it is missing, altered or does not fit together."""
     manifest = read_manifest(folder)
@@ -94,11 +179,12 @@ def load(folder: Path) -> Model:
         calibrators = [
             bands.from_state(b.model_dump(), _part(f"bands.{i}", arrays)) for i, b in enumerate(manifest.bands)
         ]
+        targets = [Target(t.name, t.task, np.empty(0), t.classes, t.form) for t in manifest.targets]
+        model = Model(targets, Trained(encoder, heads, [len(t.classes) for t in targets]), calibrators)
+        with np.errstate(all="ignore"):
+            _check(model, manifest, arrays)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise DataError(
             f"model folder '{shown(folder)}': its parts do not fit together ({one_line(str(error), 80)}); fit again"
         ) from error
-    targets = [Target(t.name, t.task, np.empty(0), t.classes, t.form) for t in manifest.targets]
-    if sorted(i for h in heads for i in h.targets) != list(range(len(targets))) or len(calibrators) != len(heads):
-        raise DataError(f"model folder '{shown(folder)}': its learners do not match its targets; fit again")
-    return Model(targets, Trained(encoder, heads, [len(t.classes) for t in targets]), calibrators)
+    return model
