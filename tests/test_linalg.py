@@ -193,6 +193,18 @@ def test_pivoted_cholesky_stops_before_rounding(dtype: torch.dtype, random: bool
     assert answer.converged and answer.iterations <= 3
 
 
+def test_pivoted_cholesky_reads_no_rows_of_rounding() -> None:
+    x, asked = points(300, 2, dtype=torch.float32), []
+
+    class Reading(Rows):
+        def _select(self, rows: torch.Tensor, cols: torch.Tensor) -> Tiled:
+            asked.append(len(rows))
+            return super()._select(rows, cols)
+
+    pivoted_cholesky(Reading(Linear(), x, x, Linear.claims), 50)
+    assert asked == [1, 1, 1]  # two pivots, and one that turned out to be rounding
+
+
 def test_a_zero_matrix_has_a_zero_factor_and_an_indefinite_one_a_typed_error() -> None:
     b = points(20, 2, 1)
     zero = Dense(torch.zeros(20, 20, dtype=torch.float64), PSD)

@@ -225,6 +225,20 @@ class Dropping(nn.Module):
         return nn.functional.dropout(found[0] if isinstance(found, tuple) else found, 0.5, self.training).sum((1, 2))
 
 
+class Noisy(nn.Linear):
+    """Noise from a generator of its own, which leaves torch's state alone."""
+
+    source = torch.Generator()
+
+    def forward(self, x):
+        return super().forward(x) * torch.rand(self.out_features, generator=self.source)
+
+
+def test_noise_of_a_private_generator_is_refused_by_name():
+    with pytest.raises(StructureError, match="Noisy draws random numbers"):
+        EmpiricalNTK(Noisy(3, 2)).jacobian(torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_functional_dropout_is_refused_by_name(recurrent):
     x = normal(4, 6).float()
