@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mercer.app import baselines, jobs
 from mercer.app import fitting as fitting_module
 from mercer.app.exits import DATA, INTERRUPTED, MEMORY, OK, USAGE
-from mercer.app.main import app
+from mercer.app.main import app, main
 from mercer.app.tables import read_table, write_table
 
 RTL = "evil\u202ename"
@@ -144,6 +144,37 @@ def test_plan_report_and_doctor_speak_json(place):
     assert "Predicting" in (place / "again.html").read_text()
     assert json.loads(run("doctor", "--json").stdout)["packages"]["torch"]
     assert "torch" in run("doctor").stdout and "cholesky" in run("plan", place / "t.parquet", "-t", "y").stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("fit", "t.csv"), "--target"), (("fit", "t.csv", "-t", "y", "--nope"), "--nope"), (("fot",), "fot"),
+        (("fit", "t.csv", "-t", "y", "--folds", "x"), "--folds"), (("predict", "m"), "table"),
+    ],
+)  # fmt: skip
+def test_misuse_speaks_json_too(monkeypatch, capsys, words, says):
+    for more in (("--json",), ()):
+        monkeypatch.setattr(sys, "argv", ["mercer", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == USAGE and says in said.err.lower()
+        if more:
+            facts = json.loads(said.out)
+            assert facts["ok"] is False and facts["exit"] == USAGE and says in facts["error"].lower()
+        else:
+            assert said.out == ""
+
+
+def test_the_console_script_returns_the_code_of_a_command(monkeypatch, capsys, tmp_path):
+    for words, code in ((("--version",), OK), (("fit", "--help"), OK), (("report", str(tmp_path / "no")), USAGE)):
+        monkeypatch.setattr(sys, "argv", ["mercer", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+    said = capsys.readouterr().out
+    assert "--time TIME" in said and not any(raw in said for raw in ("<str>", "<list", "<int"))
 
 
 TABLE = "a,b,y\n" + "\n".join(f"{i},{i % 3},{i * 0.37 % 5:.3f}" for i in range(40)) + "\n"

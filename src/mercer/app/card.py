@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from mercer.app.scores import NAMES
-from mercer.app.words import number, percent, shown
+from mercer.app.words import number, one_line, percent, shown
+
+_MARKS = {mark: f"\\{mark}" for mark in "\\`*_{}[]()#|!~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_IN_NAMES = {ord(mark): text for mark, text in _MARKS.items()}
+_IN_SENTENCES = {ord(mark): _MARKS[mark] for mark in "\\`*_[]|<>&"}
 
 
 def _safe(text: object) -> str:
-    cleaned = shown(text, 60)
-    for mark in "\\`*_{}[]<>()#|!&":
-        cleaned = cleaned.replace(
-            mark, f"\\{mark}" if mark not in "<>&" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}[mark]
-        )
-    return cleaned
+    """A name as Markdown shows it: each mark escaped once."""
+    return shown(text, 60).translate(_IN_NAMES)
+
+
+def _safe_sentence(text: str) -> str:
+    return one_line(text, 5000).translate(_IN_SENTENCES)
 
 
 def _target(target: dict[str, Any]) -> list[str]:
@@ -38,7 +42,7 @@ def write_card(facts: dict[str, Any]) -> str:
     """The card of a fit."""
     table = facts["table"]
     lines = [
-        f"# Model of {_safe(table['name'])}", "", facts["verdict"], "",
+        f"# Model of {_safe(table['name'])}", "", _safe_sentence(facts["verdict"]), "",
         f"- made by mercer {facts['versions']['mercer']} from {table['rows']:,} rows (SHA-256 `{table['sha256']}`)",
         (f"- trained on {facts['rows_trained']:,} rows, {len(facts['columns'])} "
             f"columns read, seed {facts['settings']['seed']}"),
@@ -54,7 +58,3 @@ def write_card(facts: dict[str, Any]) -> str:
         *(f"- {_safe_sentence(s)}" for s in facts["notes"]), "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _safe_sentence(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'").replace("|", "\\|")

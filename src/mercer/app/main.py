@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from mercer import __version__
-from mercer.app.exits import INTERRUPTED, UsageError, one_line_errors
+from mercer.app.exits import INTERRUPTED, USAGE, UsageError, one_line_errors
 from mercer.app.lazy import room
-from mercer.app.words import parse_seconds, shown
+from mercer.app.words import one_line, parse_seconds, shown
 from mercer.budget import parse_bytes
 
 app = typer.Typer(
@@ -23,19 +23,27 @@ app = typer.Typer(
     "4 not enough memory, 130 interrupted.",
 )  # fmt: skip
 
+_Misused: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer keeps its click
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Table = Annotated[Path, typer.Argument(help="A CSV, Parquet or Arrow file.", show_default=False)]
+Table = Annotated[Path, typer.Argument(help="A CSV, Parquet or Arrow file.", metavar="TABLE", show_default=False)]
 Goals = Annotated[
-    list[str], typer.Option("--target", "-t", help="A column to predict; repeat it for several.", show_default=False)
+    list[str],
+    typer.Option(
+        "--target", "-t", help="A column to predict; repeat it for several.", metavar="COLUMN", show_default=False
+    ),
 ]
-Task = Annotated[str, typer.Option(help="auto, regression or classification.")]
-Time = Annotated[str, typer.Option(help="Time budget: 60s, 5m, 2h.")]
+Task = Annotated[str, typer.Option(help="auto, regression or classification.", metavar="TASK")]
+Time = Annotated[str, typer.Option(help="Time budget: 60s, 5m, 2h.", metavar="TIME")]
 Memory = Annotated[
-    str | None, typer.Option(help="Memory for one product, such as 512M or 4G. Default: a quarter of what is free.")
+    str | None,
+    typer.Option(
+        help="Memory for one product, such as 512M or 4G. Default: a quarter of what is free.", metavar="SIZE"
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Folds = Annotated[int, typer.Option(min=2, max=50, help="Folds on which models are judged.")]
-Folder = Annotated[Path, typer.Argument(help="A folder that `mercer fit` wrote.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", metavar="NUMBER")]
+Folds = Annotated[int, typer.Option(min=2, max=50, help="Folds on which models are judged.", metavar="NUMBER")]
+Folder = Annotated[Path, typer.Argument(help="A folder that `mercer fit` wrote.", metavar="MODEL", show_default=False)]
 
 
 def _print(as_json: bool, facts: dict[str, Any], text: str) -> None:
@@ -76,7 +84,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def fit(
     table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("model"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="FOLDER")] = Path("model"),
     folds: Folds = 5, seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Learn to predict a column; leave a model folder with a report."""
@@ -101,7 +109,7 @@ def fit(
 def predict(
     model: Folder, table: Table,
     out: Annotated[Path, typer.Option("--out", "-o", help=("The table to write: .parquet, "
-        ".csv or .arrow."), show_default=False)],
+        ".csv or .arrow."), metavar="FILE", show_default=False)],
     memory: Memory = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Predict new rows, with 90 % bands."""
@@ -128,7 +136,8 @@ def plan(
 def report(
     model: Folder,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the report here too, drawn anew.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", help="Write the report here too, drawn anew.", metavar="FILE", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +160,8 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("demo"), as_json: Json = False
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="FOLDER")] = Path("demo"),
+    as_json: Json = False,
 ) -> None:
     """The main job on two real things: a medical table, and a photo of which a tenth of the pixels are known."""
     with one_line_errors(as_json):
@@ -162,9 +172,24 @@ def demo(
             raise typer.Exit(INTERRUPTED)
 
 
+def _said(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    help_ = f"; see `{context.command_path} --help`" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{help_}"
+
+
 def main() -> None:
     """The console script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    app()
+    try:
+        code = app(standalone_mode=False)
+    except _Misused as error:
+        if "--json" in sys.argv[1:]:
+            sys.stdout.write(json.dumps({"ok": False, "exit": USAGE, "error": one_line(_said(error))}) + "\n")
+        error.show()
+        code = USAGE
+    except typer.Abort:
+        code = INTERRUPTED
+    sys.exit(code or 0)
