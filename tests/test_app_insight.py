@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mercer.app import figures, insight
+from mercer.app import figures, insight, opening
 from mercer.app.baselines import Fold, baselines
 from mercer.app.columns import Column
 from mercer.app.fitting import Trained, train
 from mercer.app.frame import Frame, TableEncoder, training_frame
 from mercer.app.heads import Head
+from mercer.app.scores import NAMES
 from mercer.app.svg import drawing
 from mercer.app.targets import Target, find_targets
 from mercer.learn import KernelRidge
@@ -85,3 +88,14 @@ def test_of_many_classes_the_most_frequent_are_drawn_and_said():
     assert "predicted (12 of 30 classes, most frequent first)" in many
     assert [w for w in many if w.startswith("c")] == [f"c{i}" for i in range(29, 17, -1)] * 2
     assert "predicted" in few and [w for w in few if w.startswith("c")] == ["c0", "c1", "c2"] * 2
+
+
+def test_every_number_of_a_stacked_table_carries_its_heading():
+    row = {"name": "mercer", "scores": {"r2": 0.5, "mae": 2.0, "rmse": 3.0}, "error": 0.01, "seconds": 1.0}
+    board = opening.leaderboard({"targets": [{"name": "y", "task": "regression", "leaderboard": [row]}]})
+    place = files("mercer.app") / "templates"
+    page = jinja2.Environment(autoescape=True).from_string((place / "report.html").read_text("utf-8"))
+    cells = re.findall(r'<td class="(\w+)"(?: data-head="([^"]*)")?>', page.render(sections=[board], css=""))
+    assert [c for c in cells if c[0] == "n"] == [("n", h) for h in [NAMES[k] for k in row["scores"]] + ["time"]]
+    narrow = (place / "report.css").read_text("utf-8").split("@media (max-width: 600px)")[1]
+    assert "content: attr(data-head)" in narrow and "thead { display: none; }" in narrow
