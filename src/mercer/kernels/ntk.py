@@ -12,27 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from mercer.budget import memory_budget
 from mercer.claims import PSD
 from mercer.errors import ShapeError, StructureError
-from mercer.kernel import Kernel
+from mercer.kernel import Kernel, random_or_coupled
 
 CHUNK, CHUNK_NUMBERS = 64, 2**20  # samples whose gradients are taken together, and how many numbers those may be
 
 _log = logging.getLogger("mercer")
-
-
-def _random_or_coupled(module: nn.Module) -> str | None:
-    """The first submodule whose output for a sample is random or depends on the other samples."""
-    for name, part in module.named_modules():
-        dropout = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0)
-        drops = isinstance(dropout, int | float) and dropout > 0
-        if part.training and (drops or isinstance(part, _BatchNorm)):
-            return f"{name or 'the module itself'} ({type(part).__name__})"
-    return None
 
 
 class EmpiricalNTK(Kernel):
@@ -52,7 +40,7 @@ class EmpiricalNTK(Kernel):
 
     def __init__(self, module: nn.Module, outputs: str | int = "trace", sample_shape: Sequence[int] | None = None):
         super().__init__()
-        culprit = _random_or_coupled(module)
+        culprit = random_or_coupled(module)
         if culprit:
             raise StructureError(
                 f"EmpiricalNTK: {culprit} is in training mode, so f is no function: call module.eval()"

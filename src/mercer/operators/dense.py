@@ -10,6 +10,7 @@ from torch import Tensor
 from mercer.assemble import Request, rule
 from mercer.claims import LINEAR, NO_CLAIMS, Claim, Claims
 from mercer.operator import Cost, Operator
+from mercer.operators.kept import Kept
 from mercer.operators.tiled import COPIES, KERNEL_FLOPS, TILE, Tiled
 
 THIN = 32  # columns up to which a product is better taken transposed
@@ -24,7 +25,7 @@ class Dense(Operator):
     def __init__(self, matrix: Tensor, claims: Claims = NO_CLAIMS):
         self._matrix: Tensor | None = matrix
         self._of: Tiled | None = None
-        self._made_of: tuple[int, ...] = ()
+        self._kept = Kept()
         self.shape, self.dtype, self.device, self.claims = matrix.shape, matrix.dtype, matrix.device, claims
         self.make_flops = 0.0
 
@@ -36,7 +37,7 @@ class Dense(Operator):
         product, as a kept matrix would tie all products to one graph.
         """
         op = cls.__new__(cls)
-        op._matrix, op._of, op._made_of, op.make_flops = None, of, (), make_flops
+        op._matrix, op._of, op._kept, op.make_flops = None, of, Kept(), make_flops
         op.shape, op.dtype, op.device, op.claims = of.shape, of.dtype, of.device, of.claims
         return op
 
@@ -44,13 +45,10 @@ class Dense(Operator):
     def matrix(self) -> Tensor:
         if self._of is None:
             return cast(Tensor, self._matrix)
-        sources = [self._of.x, self._of.y, *self._of.kernel.parameters()]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
-            return self._of.dense()
-        versions = tuple(t._version for t in sources)
-        if self._matrix is None or versions != self._made_of:
-            self._matrix, self._made_of = self._of.dense(), versions
-        return self._matrix
+        of = self._of
+        if torch.is_grad_enabled() and of.y.requires_grad:
+            return of.dense()
+        return self._kept.get(of.kernel, of.dense, of.x, key=(id(of.y), of.y._version))
 
     def matmul(self, v: Tensor) -> Tensor:
         if 1 < v.shape[-1] <= THIN:  # the same product, but BLAS runs it more than twice as fast in this order
