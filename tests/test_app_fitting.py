@@ -36,7 +36,7 @@ def test_twins_never_stand_on_both_sides_of_a_fold():
 
 
 def test_a_coverage_of_few_rows_says_how_sure_it_is():
-    assert _doubt({"between": [0.75, 0.99], "rows": 25}) == " in 25 rows, which leaves 75 % to 99 % possible"
+    assert _doubt({"between": [0.75, 0.99], "rows": 25}) == " (25 rows: 75 % to 99 %)"
     assert _doubt({"between": [0.89, 0.91], "rows": 5000}) == ""
 
 

@@ -173,7 +173,7 @@ def _doubt(held: dict[str, Any]) -> str:
     low, high = held["between"]
     if high - low < 0.05:
         return ""
-    return f" in {count(held['rows'], 'row')}, which leaves {percent(low, 0)} to {percent(high, 0)} possible"
+    return f" ({count(held['rows'], 'row')}: {percent(low, 0)} to {percent(high, 0)})"
 
 
 def _warning(board: Sequence[dict[str, Any]], main: str) -> str:
