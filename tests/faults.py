@@ -35,7 +35,7 @@ FAULTS = [
     ("kernels/mixture.py", "-2 * math.pi**2", "-2 * math.pi", "test_kernels.py"),
     ("kernels/dot.py", "** 0.25", "** 0.5", "test_kernels.py"),
     ("claims.py", "_SUM: Claims = LINEAR |", "_SUM: Claims = LINEAR | {Claim.UNIT_DIAGONAL} |", "test_kernels.py"),
-    ("statistic.py", "x, y = x - centre, y - centre", "x, y = x, y", "test_kernels.py"),
+    ("kernel.py", "x, y = x - middle, y - middle", "x, y = x, y", "test_kernels.py"),
     ("statistic.py", "gx = 2 * (g.sum", "gx = (g.sum", "test_kernels.py"),
     ("operators/tilesum.py", "col_out[j] = _add(col_out.get(j), c)", "col_out[j] = list(c)", "test_operators.py"),
     ("operators/tiled.py", "self._mask(block, i - j, 0.0)", "self._mask(block, j - i, 0.0)", "test_operators.py"),

@@ -29,6 +29,7 @@ from mercer.learn.calibrate import Calibration
 from mercer.learn.centres import falkon, normal
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.plan import Plan, Speed, choose
+from mercer.learn.refine import refine
 from mercer.learn.solve import FOLDS, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target
@@ -469,3 +470,18 @@ def test_target_goes_there_and_back() -> None:
     scale, scaled = Target.fit(y)
     np.testing.assert_allclose(scale.back(scaled.numpy()), y, rtol=1e-12)
     assert float(scaled.mean()) == pytest.approx(0, abs=1e-9) and float(scaled.std()) == pytest.approx(1, rel=0.02)
+
+
+def test_a_flag_that_says_nothing_does_not_set_rows_apart() -> None:
+    """Forty flagged rows of four hundred: a kernel that isolates them is traded for one that shares what is known."""
+    random = rng(3)
+    x = np.stack([random.uniform(-2, 2, 400), np.where(random.uniform(size=400) < 0.1, 1.0, -1.0)], 1)
+    y = np.sin(4 * x[:, 0]) + 0.1 * random.normal(size=400)
+    apart = Laplace([1.0, 0.05])
+    table, target = torch.tensor(x), torch.tensor((y - y.mean()) / y.std())[:, None]
+    judge = KernelRidge()._judge
+    kernel, noise = refine(apart, 0.05, table, target, judge, Clock.of(None), 1e-6, flags_only=True)
+    assert noise == 0.05
+    assert kernel.lengthscale[1] > 3 * apart.lengthscale[1] and torch.equal(kernel.lengthscale[0], apart.lengthscale[0])
+    same, _ = refine(Laplace([1.0, 2.0]), 0.05, table[:, :1].expand(-1, 2), target, judge, Clock.of(None), 1e-6, True)
+    assert torch.allclose(same.lengthscale, Laplace([1.0, 2.0]).lengthscale)

@@ -78,9 +78,11 @@ class KernelEstimator(BaseEstimator, ABC):
             profile=self._profile, keep_noise=given is not None, progress=self.progress,
             least=self._least, spread=self._spread,
         )  # fmt: skip
-        if given is not None or not self._profile or len(x) > ROWS:
-            return found.kernel, found.noise  # many rows: the likelihood cannot flatter itself, folds tune the noise
-        return refine(found.kernel, found.noise, x, y, self._judge, clock, self._least)
+        if given is not None or not self._profile:
+            return found.kernel, found.noise
+        many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
+        rows = torch.randperm(len(x), generator=generator)[:ROWS]
+        return refine(found.kernel, found.noise, x[rows], y[rows], self._judge, clock, self._least, flags_only=many)
 
     def _judge(self, left_out: Tensor, y: Tensor) -> float:
         """The error of left-out predictions of scaled y."""

@@ -7,6 +7,8 @@ eigendecomposition each, which gives the left-out predictions of every noise lev
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,6 +20,7 @@ from mercer.learn.tune import Clock, one_thread
 ROWS = 1000
 SHARES, STRETCH = (1.0, 0.5, 0.0), (1.0, 2.0, 4.0)
 NOISES = (1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+FLAGS = (4.0, 16.0, 64.0)
 GAIN = 0.99  # of the error: less is not worth a change
 Judge = Callable[[Tensor, Tensor], float]
 
@@ -37,21 +40,47 @@ def _variants(kernel: Kernel) -> Iterator[Kernel]:
             yield found
 
 
+def _softer_flags(kernel: Kernel, x: Tensor) -> Iterator[Kernel]:
+    """The kernel with the lengthscales of two-valued columns stretched.
+
+    The likelihood likes to set rare rows apart by a flag, such as that a value was missing, as a stand-in for their
+    larger noise; it then predicts them from each other alone.
+    """
+    flags = torch.tensor([len(column.unique()) <= 2 for column in x.mT])
+    for factor in FLAGS if bool(flags.any()) and not bool(flags.all()) else ():
+        found = copy.deepcopy(kernel)
+        with torch.no_grad():
+            for name, p in found.named_parameters():
+                if name.endswith("log_lengthscale") and p.shape == flags.shape:
+                    p[flags] += math.log(factor)
+        yield found
+
+
 def refine(
-    kernel: Kernel, noise: float, x: Tensor, y: Tensor, judge: Judge, clock: Clock, least: float
+    kernel: Kernel,
+    noise: float,
+    x: Tensor,
+    y: Tensor,
+    judge: Judge,
+    clock: Clock,
+    least: float,
+    flags_only: bool = False,
 ) -> tuple[Kernel, float]:
     """(kernel, noise) of the least judge(left-out predictions n c, rows) among variants; x: n d, y: n c, <= 1000 rows.
 
+    flags_only: leave the noise and everything but two-valued columns as the likelihood of more rows has them.
     Source [rasmussen2006, eq. 5.12].
     """
     best, chosen = float("inf"), (kernel, noise)
-    for place, variant in enumerate(_variants(kernel)):
+    free = [kernel] if flags_only else _variants(kernel)
+    noises = [noise] if flags_only else [noise, *[max(noise * a, least) for a in NOISES if a != 1.0]]
+    for place, variant in enumerate(itertools.chain(free, _softer_flags(kernel, x))):
         if place and clock.over(0.6):
             break
         with torch.no_grad(), one_thread():
             values, vectors = torch.linalg.eigh(variant.block(x, x))
         turned = vectors.mT @ y
-        for level in [noise, *[max(noise * a, least) for a in NOISES if a != 1.0]]:
+        for level in noises:
             gain = 1 / (values.clamp_min(0) + level)
             weights = vectors @ (gain[:, None] * turned)
             error = judge(y - weights / (vectors.square() @ gain)[:, None], y)
