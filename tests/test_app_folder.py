@@ -18,6 +18,7 @@ from mercer.app import bands, folder, planning, store
 from mercer.app.encoders import LevelEncoder, MeanEncoder, NumberEncoder, WordEncoder
 from mercer.app.exits import USAGE, UsageError
 from mercer.app.fitting import Trained
+from mercer.app.folder import staging
 from mercer.app.frame import TableEncoder
 from mercer.app.heads import Head
 from mercer.app.main import app
@@ -323,3 +324,15 @@ def test_a_plan_is_said_for_every_algorithm_there_is():
         plan = plans.get(name, plans["cholesky"])
         said = planning.as_text(facts | {"algorithm": name, "landmarks": plan.landmarks, "memory": plan.memory})
         assert "trainings" in said and (name not in ("nystrom", "falkon") or f"{plan.landmarks:,} kernel" in said)
+
+
+@pytest.mark.parametrize("name", ["zz", "*", "[ab]"])
+def test_only_remains_of_our_own_killed_runs_are_cleared(tmp_path, name):
+    ours = tmp_path / f".{name}.999999999.partial"
+    foreign = [tmp_path / f".{name}.backup.partial", tmp_path / ".other.999999999.partial"]
+    for place in (ours, *foreign):
+        place.mkdir()
+        (place / "file").write_text("kept")
+    with staging(tmp_path / name):
+        assert not ours.exists()
+    assert all((place / "file").read_text() == "kept" for place in foreign)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -83,7 +84,7 @@ def _put(new: Path, out: Path) -> None:
 def _alive(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True
@@ -138,8 +139,9 @@ def staging(out: Path) -> Iterator[Path]:
     out = out.resolve()
     partial = out.with_name(f".{out.name[:100]}.{os.getpid()}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name[:100]}.*.partial"):  # of runs that were killed
-        if not _alive(left.name.split(".")[-2]):
+    for left in out.parent.glob(f".{glob.escape(out.name[:100])}.*.partial"):  # of runs that were killed
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and left.name == f".{out.name[:100]}.{pid}.partial" and not _alive(pid):
             shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     try:
