@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,12 +19,14 @@ from typer.testing import CliRunner
 
 from mercer.app import baselines, jobs
 from mercer.app import fitting as fitting_module
-from mercer.app.exits import DATA, INTERRUPTED, MEMORY, OK, USAGE
+from mercer.app.exits import DATA, INTERRUPTED, MEMORY, OK, USAGE, one_line_errors
 from mercer.app.main import app, main
 from mercer.app.tables import read_table, write_table
+from mercer.errors import OutlierWarning
 
 RTL = "evil\u202ename"
 HOSTILE = "<script>alert(1)</script>"
+TABLE = "a,b,y\n" + "\n".join(f"{i},{i % 3},{i * 0.37 % 5:.3f}" for i in range(40)) + "\n"
 
 
 def run(*words, code=OK):
@@ -151,6 +154,7 @@ def test_plan_report_and_doctor_speak_json(place):
     [
         (("fit", "t.csv"), "--target"), (("fit", "t.csv", "-t", "y", "--nope"), "--nope"), (("fot",), "fot"),
         (("fit", "t.csv", "-t", "y", "--folds", "x"), "--folds"), (("predict", "m"), "table"),
+        (("fit", "t.csv", "-t", "y", "--json=1"), "does not take a value"),
     ],
 )  # fmt: skip
 def test_misuse_speaks_json_too(monkeypatch, capsys, words, says):
@@ -160,7 +164,8 @@ def test_misuse_speaks_json_too(monkeypatch, capsys, words, says):
             main()
         said = capsys.readouterr()
         assert ended.value.code == USAGE and says in said.err.lower()
-        if more:
+        assert said.err.startswith("mercer: ") and len(said.err.splitlines()) == 1
+        if more or "--json=1" in words:
             facts = json.loads(said.out)
             assert facts["ok"] is False and facts["exit"] == USAGE and says in facts["error"].lower()
         else:
@@ -174,10 +179,54 @@ def test_the_console_script_returns_the_code_of_a_command(monkeypatch, capsys, t
             main()
         assert ended.value.code == code
     said = capsys.readouterr().out
-    assert "--time TIME" in said and not any(raw in said for raw in ("<str>", "<list", "<int"))
+    assert "--time TIME" in said and "[OPTIONS] TABLE\n" in said
+    assert not any(raw in said for raw in ("<str>", "<list", "<int", "<path>", "{"))
 
 
-TABLE = "a,b,y\n" + "\n".join(f"{i},{i % 3},{i * 0.37 % 5:.3f}" for i in range(40)) + "\n"
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("fit", "no.csv", "-t", "y"), "does not exist"), (("plan", "no.csv", "-t", "y"), "does not exist"),
+        (("fit", "t.csv", "-t", "y", "--out", "t.csv"), "is a file"), (("report", "no"), "does not exist"),
+        (("report", "folder"), "not a model folder"), (("predict", "no", "t.csv", "-o", "p.csv"), "does not exist"),
+        (("fit", "t.csv", "-t", "y", "--task", "guess"), "--task is"), (("fit", "empty.csv", "-t", "y"), "is empty"),
+        (("fit", "t.csv", "-t", "y", "-o", "theirs"), "did not write"),
+    ],
+)  # fmt: skip
+def test_a_bad_path_or_option_is_said_before_anything_heavy_is_loaded(tmp_path, words, says):
+    (tmp_path / "t.csv").write_text(TABLE)
+    (tmp_path / "empty.csv").write_text("\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("years of work")
+    code = (
+        f"import sys; sys.argv = {['mercer', *words]!r}\n"
+        "from mercer.app.main import main\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('torch', 'numpy', 'pandas', 'sklearn', 'pyarrow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert found.stdout == "[]\n" and says in found.stderr and len(found.stderr.splitlines()) == 1
+
+
+def test_warnings_of_libraries_stay_out_of_the_way_and_ours_are_one_line(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with one_line_errors(False):
+            warnings.warn("divide by zero encountered", RuntimeWarning, stacklevel=1)
+            warnings.warn(OutlierWarning("y holds\n1 value"), stacklevel=1)
+    assert capsys.readouterr().err == "mercer: warning: y holds 1 value\n"
+
+
+def test_a_report_replaces_a_report_and_nothing_else(place, tmp_path):
+    ours, theirs = tmp_path / "r.html", tmp_path / "thesis.html"
+    theirs.write_text("<html>years of work</html>")
+    run("report", place / "model", "-o", ours)
+    first = ours.read_bytes()
+    run("report", place / "model", "-o", ours)
+    assert ours.read_bytes() == first
+    said = run("report", place / "model", "-o", theirs, code=USAGE).stderr
+    assert "did not write" in said and theirs.read_text() == "<html>years of work</html>"
 
 
 @pytest.mark.parametrize(

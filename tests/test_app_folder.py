@@ -148,6 +148,20 @@ def resealed(copy, change):
         lambda m: m["bands"][0]["state"].update(unit=-1.0),
         lambda m: m["targets"][0].update(task="classification", classes=["a", "b"]),
         lambda m: m["targets"][1].update(classes=["n"]),
+        lambda m: m["files"].clear(),
+        lambda m: m["files"].pop("model.safetensors"),
+        lambda m: m["targets"][0].update(name="a"),
+        lambda m: m["targets"][0].update(name="k"),
+        lambda m: m["columns"][1].update(column="a"),
+        lambda m: m["heads"][0]["state"].update(noise=1e308),
+        lambda m: m["heads"][1]["state"].update(temperature=1e308),
+        lambda m: m["heads"][0]["state"]["kernel"]["arguments"].update(lengthscale=[1e308] * 13),
+        lambda m: m["heads"][0]["state"]["kernel"]["arguments"].update(lengthscale=1e-308),
+        lambda m: m["heads"][0]["state"]["kernel"]["arguments"].update(lengthscale=10**400),
+        lambda m: m["bands"][0]["state"].update(width=1e308),
+        lambda m: m["columns"][0].update(center=1e308),
+        lambda m: m["columns"][0].update(scale=1e308),
+        lambda m: m["columns"][2].update(prior=[-1e308]),
     ],
 )
 def test_a_sealed_folder_with_wrong_content_is_refused_too(saved, tmp_path_factory, change):
@@ -196,7 +210,8 @@ def test_huge_headers_and_many_tensors_are_refused_before_they_are_parsed(tmp_pa
     for data in (
         struct.pack("<Q", 2**40) + b"{}", b"", b"1234567", struct.pack("<Q", 2**20 + 1) + b" " * (2**20 + 1),
         save({f"t{i}": np.zeros(0, dtype=np.float32) for i in range(4097)}),
-        save({"a": np.array([np.nan])}), save({"a": np.array([np.inf])}),
+        save({"a": np.array([np.nan])}), save({"a": np.array([np.inf])}), save({"a.x_scale": np.array([np.nan])}),
+        save({"a": np.array([1e308])}), save({"a.x_scale": np.array([1e308])}),
     ):  # fmt: skip
         (tmp_path / "model.safetensors").write_bytes(data)
         with pytest.raises(DataError):

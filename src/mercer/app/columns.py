@@ -17,6 +17,7 @@ from mercer.app.tables import NULLS
 from mercer.app.words import shown
 from mercer.errors import DataError
 
+LARGEST = 1e150  # numbers beyond are taken as infinite: their squares would be
 _SAMPLE = 5_000  # text values that decide whether a text column really holds numbers or dates
 
 
@@ -25,7 +26,7 @@ class Column:
     """A named column. values: float64 with NaN for missing, or an object array of str and None where kind is text.
 
     format: how dates were written, where the file held them as text.
-    infinite: how many cells of the whole column held an infinity, which is taken as missing.
+    infinite: how many cells of the whole column held an infinity or more than 1e150, which is taken as missing.
     """
 
     name: str
@@ -86,13 +87,13 @@ _RULES: tuple[tuple[Callable[[pa.DataType], bool], str, Callable[[pa.ChunkedArra
 
 
 def to_column(name: str, data: pa.ChunkedArray) -> Column | None:
-    """The column in plain form, infinite numbers as missing; None for nested and binary types, which are not used."""
+    """The column in plain form, infinite and huge numbers as missing; None for nested and binary types: not used."""
     while pa.types.is_dictionary(data.type):
         data = _dictionary(data)
     for fits, kind, read in _RULES:
         if fits(data.type):
             values = read(data)
-            infinite = np.isinf(values) if kind != "text" else np.zeros(0, dtype=bool)
+            infinite = np.abs(values) > LARGEST if kind != "text" else np.zeros(0, dtype=bool)
             if infinite.any():
                 values[infinite] = np.nan
             return Column(name, kind, values, infinite=int(infinite.sum()))
@@ -102,7 +103,7 @@ def to_column(name: str, data: pa.ChunkedArray) -> Column | None:
 def numbers_in(text: np.ndarray) -> np.ndarray:
     """Text as numbers; NaN where it is missing or is no number."""
     values = pd.to_numeric(pd.Series(text, dtype=object), errors="coerce").to_numpy(np.float64, copy=True)
-    values[~np.isfinite(values)] = np.nan
+    values[~(np.abs(values) <= LARGEST)] = np.nan
     return values
 
 

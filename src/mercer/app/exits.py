@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mercer.app.words import one_line
-from mercer.errors import MercerError
+from mercer.errors import MercerError, MercerWarning
+
+log = logging.getLogger("mercer")
 
 OK, USAGE, DATA, MEMORY, INTERRUPTED = 0, 2, 3, 4, 130
-_CODES = {"ok": OK, "usage": USAGE, "data": DATA, "memory": MEMORY, "interrupted": INTERRUPTED}
 
 
 class UsageError(MercerError, ValueError):
@@ -52,9 +56,18 @@ def _sentence(error: BaseException) -> str:
     return str(error)
 
 
+def _tell(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning of ours is a line for the user; one of a library is for the log."""
+    if issubclass(category, MercerWarning):
+        sys.stderr.write(f"mercer: warning: {one_line(str(message))}\n")
+    else:
+        log.debug("%s: %s", category.__name__, message)
+
+
 @contextmanager
 def one_line_errors(as_json: bool) -> Iterator[None]:
     """Inside the block an expected failure prints one line and exits with its code; a fault of ours does not."""
+    before, warnings.showwarning = warnings.showwarning, _tell
     try:
         yield
     except (MercerError, OSError, MemoryError, KeyboardInterrupt) as error:
@@ -63,3 +76,5 @@ def one_line_errors(as_json: bool) -> Iterator[None]:
             sys.stdout.write(json.dumps({"ok": False, "exit": code, "error": text}) + "\n")
         sys.stderr.write(f"mercer: {text}\n")
         raise SystemExit(code) from None
+    finally:
+        warnings.showwarning = before

@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mercer.app.exits import UsageError
+from mercer.app.places import MANIFEST, WEIGHTS, check_folder, check_model
 from mercer.app.schema import Manifest
 from mercer.app.words import one_line, shown
 from mercer.errors import DataError
 
-WEIGHTS, MANIFEST = "model.safetensors", "model.json"
 _LARGEST_HEADER, _MOST_TENSORS, _LARGEST_JSON = 2**20, 4096, 64 * 2**20
+_LARGEST = 1e152  # as in the schema
 _MAY_BE_INFINITE = (".x_scale", ".deviation")  # a scaler marks "leave the columns as they are" so
 _EXCHANGE, _HERE = 2, -100  # renameat2(AT_FDCWD, ..., RENAME_EXCHANGE)
 
@@ -96,8 +97,6 @@ def _check_ours(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     where, mend = f"--out '{shown(out)}'", "choose another --out or remove it yourself"
-    if not (out / MANIFEST).is_file():
-        raise UsageError(f"{where} is a folder that mercer did not write; {mend}")
     try:
         ours = {MANIFEST, *read_manifest(out).files}
     except DataError as error:
@@ -107,27 +106,9 @@ def _check_ours(out: Path) -> None:
             raise UsageError(f"{where} holds '{shown(place.name)}', which mercer did not write; {mend}")
 
 
-def check_apart(out: Path, *inputs: Path) -> None:
-    """Raises UsageError where writing the file `out` would replace an input or change a model folder."""
-    if out.exists() and any(given.exists() and out.samefile(given) for given in inputs):
-        raise UsageError(f"output '{shown(out)}' is also an input; give another name")
-    for home in (*out.resolve().parents, *out.absolute().parents):
-        if (home / MANIFEST).is_file() and (home / WEIGHTS).is_file():
-            raise UsageError(f"output '{shown(out)}' is inside the model folder '{shown(home)}'; give another place")
-
-
-def check_input(table: Path, out: Path) -> None:
-    """Raises UsageError where the table to learn from is inside the folder that would be replaced."""
-    if table.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"--out '{shown(out)}' holds the table '{shown(table)}'; choose another --out")
-
-
 def check_place(out: Path) -> None:
     """Raises UsageError where a model folder cannot be written: asked before the work, not after it."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out '{shown(out)}' is a file; give a folder")
-    if Path.cwd().resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"--out '{shown(out)}' is the directory you are in, or holds it; give a folder of its own")
+    check_folder(out)
     _check_ours(out)
     with staging(out):
         """Made and removed: the place can be written."""
@@ -188,13 +169,8 @@ def strict_json(data: bytes) -> dict:
 
 def read_manifest(folder: Path) -> Manifest:
     """The checked model.json of a folder. Raises DataError where it is missing, altered or not of this schema."""
-    if not folder.exists():
-        raise UsageError(f"model folder '{shown(folder)}' does not exist; check the path")
+    check_model(folder)
     place = folder / MANIFEST
-    if not place.is_file():
-        raise DataError(
-            f"'{shown(folder)}' is not a model folder (it has no {MANIFEST}); give what `mercer fit --out` wrote"
-        )
     if place.stat().st_size > _LARGEST_JSON:
         raise _refuse(folder, f"{MANIFEST} is larger than 64 MB")
     try:
@@ -213,6 +189,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raises DataError where a listed file is missing or is not what was written."""
+    if WEIGHTS not in manifest.files:
+        raise _refuse(folder, f"{MANIFEST} does not list {WEIGHTS}")
     for name, expected in manifest.files.items():
         place = folder / name
         if not place.is_file():
@@ -234,7 +212,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _refuse(folder, f"{WEIGHTS} cannot be read ({one_line(str(error), 80)})") from error
     for name, array in arrays.items():
-        whole = name.endswith(_MAY_BE_INFINITE) or array.dtype.kind != "f" or bool(np.isfinite(array).all())
-        if not whole or (array.dtype.kind == "f" and np.isnan(array).any()):
-            raise _refuse(folder, f"{WEIGHTS} holds NaN or infinity in '{shown(name)}'")
+        size = np.abs(array) if array.dtype.kind == "f" else np.zeros(1)
+        if not ((size <= _LARGEST) | (name.endswith(_MAY_BE_INFINITE) & (size == np.inf))).all():
+            raise _refuse(folder, f"{WEIGHTS} holds NaN, infinity or an absurd number in '{shown(name)}'")
     return arrays

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import time as clock
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mercer import __version__
+from mercer.app import places
 from mercer.app.exits import INTERRUPTED, USAGE, UsageError, one_line_errors
 from mercer.app.lazy import room
 from mercer.app.words import one_line, parse_seconds, shown
@@ -22,6 +25,14 @@ app = typer.Typer(
     help="Predictions from a table, with bands that keep their promise. Exit codes: 0 done, 2 usage, 3 bad data, "
     "4 not enough memory, 130 interrupted.",
 )  # fmt: skip
+
+
+class _Command(TyperCommand):
+    """A command whose help names each argument by one plain word."""
+
+    def get_help(self, ctx: Any) -> str:
+        return re.sub(r"\{([A-Z]+)\}", r"\1", super().get_help(ctx)).replace(" <path>", "")
+
 
 _Misused: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this typer keeps its click
 
@@ -81,7 +92,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=_Command)
 def fit(
     table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="FOLDER")] = Path("model"),
@@ -91,7 +102,8 @@ def fit(
     with one_line_errors(as_json):
         started = clock.monotonic()  # the budget is that of the whole command, imports included
         seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
-        room("folder").check_input(table, out)
+        places.check_table(table)
+        places.check_folder(out, table)
         jobs = room("jobs")
         job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, folds, started=started)
         facts = jobs.run(job).facts
@@ -105,7 +117,7 @@ def fit(
             raise typer.Exit(INTERRUPTED)
 
 
-@app.command()
+@app.command(cls=_Command)
 def predict(
     model: Folder, table: Table,
     out: Annotated[Path, typer.Option("--out", "-o", help=("The table to write: .parquet, "
@@ -115,24 +127,29 @@ def predict(
     """Predict new rows, with 90 % bands."""
     with one_line_errors(as_json):
         limit = _bytes(memory)
+        places.check_model(model)
+        places.check_output(out)
+        places.check_apart(out, table)
+        places.check_table(table)
         predicting = room("predicting")
         facts = predicting.run(model, table, out, limit, False)
         _print(as_json, facts, predicting.as_text(facts))
 
 
-@app.command()
+@app.command(cls=_Command)
 def plan(
     table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None, as_json: Json = False
 ) -> None:
     """Say what `fit` would do: algorithm, memory, time. Nothing is fitted or written."""
     with one_line_errors(as_json):
         seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
+        places.check_table(table)
         planning = room("planning")
         facts = planning.run(table, target, task, seconds, limit)
         _print(as_json, facts, planning.as_text(facts))
 
 
-@app.command()
+@app.command(cls=_Command)
 def report(
     model: Folder,
     out: Annotated[
@@ -143,13 +160,16 @@ def report(
 ) -> None:
     """Say what a model folder holds, and where its report is."""
     with one_line_errors(as_json):
+        places.check_model(model)
+        if out is not None:
+            places.check_report(out)
         terminal = room("terminal")
         facts = terminal.reread(model, out)
         where = out or model / "report.html"
         _print(as_json, {"report": str(where), "facts": facts}, terminal.report_summary(facts, where))
 
 
-@app.command()
+@app.command(cls=_Command)
 def doctor(as_json: Json = False) -> None:
     """Say what this machine offers and what may hold mercer back."""
     with one_line_errors(as_json):
@@ -158,7 +178,7 @@ def doctor(as_json: Json = False) -> None:
         _print(as_json, facts, module.as_text(facts))
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="FOLDER")] = Path("demo"),
     as_json: Json = False,
@@ -186,9 +206,12 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _Misused as error:
-        if "--json" in sys.argv[1:]:
+        if any(word.split("=")[0] == "--json" for word in sys.argv[1:]):
             sys.stdout.write(json.dumps({"ok": False, "exit": USAGE, "error": one_line(_said(error))}) + "\n")
-        error.show()
+        if sys.argv[1:]:
+            sys.stderr.write(f"mercer: {one_line(_said(error))}\n")
+        else:
+            error.show()  # all of the help
         code = USAGE
     except typer.Abort:
         code = INTERRUPTED

@@ -23,7 +23,12 @@ def data(facts: dict[str, Any]) -> Section:
     if len(rows) > most:
         lines.append(f"The first {most} of {len(rows)} columns are listed; run.json holds all.")
     head = heads(
-        ("column", "name"), ("type", "text"), ("distinct", "n"), ("missing", "n"), ("values", "long"), ("", "tag")
+        ("column", "name"),
+        ("type", "text"),
+        ("distinct", "n"),
+        ("missing or infinite", "n"),
+        ("values", "long"),
+        ("", "tag"),
     )
     return section("data", "The data", "What went in", lines, [{"heads": head, "rows": rows[:most]}], facts["notes"])
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from mercer.app.columns import to_column
 from mercer.app.cores import threads
-from mercer.app.folder import check_apart
 from mercer.app.frame import Frame, expected, text_names
 from mercer.app.oof import distinct
+from mercer.app.places import check_apart, check_output
 from mercer.app.progress import Watch
 from mercer.app.scores import MAIN, NAMES, score
 from mercer.app.store import Interval, Model, load
-from mercer.app.tables import check_output, read_table, write_table
+from mercer.app.tables import read_table, write_table
 from mercer.app.targets import Target
 from mercer.app.words import count, number, shown
 from mercer.budget import memory

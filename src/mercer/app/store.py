@@ -22,6 +22,8 @@ from mercer.app.targets import Target
 from mercer.app.words import one_line, shown
 from mercer.errors import DataError
 
+_MOST_NOISE = 1e12  # relative to the kernel's diagonal: beyond it nothing at all is predicted
+_MOST = 1e100  # of the other numbers in a state
 Interval = tuple[np.ndarray, np.ndarray]
 
 
@@ -99,18 +101,22 @@ def _check_head(head: Head, state: dict[str, Any], arrays: dict[str, np.ndarray]
         codes = np.asarray(model.classes_)
         _require(codes.dtype.kind == "i" and len(set(codes.tolist())) == len(codes) > 1, "classes")
         _require(codes.min() >= 0 and codes.max() < n, "classes")
-        _require(float(state["temperature"]) > 0 and arrays["bias"].shape == codes.shape, "calibration of chances")
+        _require(
+            0 < float(state["temperature"]) < _MOST and arrays["bias"].shape == codes.shape, "calibration of chances"
+        )
         width = values.shape[1]
     _require(values.shape == (len(arrays["points"]), width), "rows and columns of weights")
     for name, size in (("x_centre", coordinates), ("x_scale", coordinates), ("y_centre", width), ("y_scale", width)):
         _require(arrays[name].shape == (size,), name)
     _require((arrays["x_scale"] > 0).all() and (arrays["y_scale"] > 0).all(), "scales that are not positive")
-    _require(float(state["noise"]) >= 0 and int(state.get("neighbours", 1)) >= 1, "noise or neighbours")
+    _require(0 <= float(state["noise"]) <= _MOST_NOISE and int(state.get("neighbours", 1)) >= 1, "noise or neighbours")
 
 
 def _check_local(state: dict[str, Any], arrays: dict[str, np.ndarray], outputs: int) -> None:
     points, columns = arrays["points"], arrays["points"].shape[1]
-    _require(float(state["width"]) > 0 and float(state["unit"]) > 0, "a width of bands that is not positive")
+    _require(
+        0 < float(state["width"]) < _MOST and 0 < float(state["unit"]) < _MOST, "a width of bands that is not positive"
+    )
     _require(len(points) > 0 and arrays["weights"].shape == (len(points), outputs), "weights of bands")
     _require(arrays["scores"].shape == (len(arrays["scores"]), outputs) and len(arrays["scores"]), "scores of bands")
     _require((np.diff(arrays["scores"], axis=0) >= 0).all(), "scores of bands that are not sorted")
@@ -141,6 +147,8 @@ def _check(model: Model, manifest: Manifest, arrays: dict[str, np.ndarray]) -> N
     _require(sorted(i for h in heads for i in h.targets) == list(range(len(targets))), "learners and targets")
     _require(len(model.calibrators) == len(heads), "learners and bands")
     _require(all((t.task == "classification") == (len(t.classes) > 1) for t in targets), "tasks and classes")
+    names = [t.name for t in targets] + [e.column for e in model.trained.encoder.encoders]
+    _require(len(set(names)) == len(names), "names of targets and columns")
     _require(all(len(set(t.classes)) == len(t.classes) for t in targets), "classes that are repeated")
     _check_encoder(model.trained.encoder)
     coordinates = len(model.trained.encoder.labels())

@@ -14,7 +14,7 @@ import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet
 
-from mercer.app.exits import UsageError
+from mercer.app.places import SUFFIXES, check_output, check_table
 from mercer.app.words import count, listed, shown
 from mercer.errors import DataError
 
@@ -36,8 +36,6 @@ NULLS = (
     "<NA>",
     "?",
 )
-_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
-_SUFFIXES |= {".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 MOST_COLUMNS = 5_000
 
@@ -55,7 +53,7 @@ def _format(path: Path, head: bytes) -> str:
         return "arrow"
     if _is_utf16(head):
         raise DataError(f"'{shown(path)}' is UTF-16 text; save it as UTF-8")
-    found = _SUFFIXES.get(path.suffix.lower(), "csv" if head.isascii() and b"\0" not in head else "")
+    found = SUFFIXES.get(path.suffix.lower(), "csv" if head.isascii() and b"\0" not in head else "")
     if found in ("parquet", "arrow"):
         raise DataError(f"'{shown(path)}' is not a {found} file although its name ends in {path.suffix}")
     if not found or b"\0" in head:
@@ -172,17 +170,7 @@ def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
 
     Raises DataError where the file is no table, is empty or repeats a name; UsageError where it cannot be read.
     """
-    if path.is_dir():
-        raise UsageError(f"'{shown(path)}' is a directory; give a CSV, Parquet or Arrow file")
-    if not path.exists():
-        raise UsageError(f"'{shown(path)}' does not exist; check the path")
-    try:
-        with path.open("rb") as source:
-            head = source.read(65_536)
-    except OSError as error:
-        raise UsageError(f"'{shown(path)}' cannot be read: {error.strerror}; check its permissions") from error
-    if not head.strip():
-        raise DataError(f"'{shown(path)}' is empty; expected a header and rows")
+    head = check_table(path)
     try:
         table = _READERS[_format(path, head)](path, head, text)
         table.validate(full=True)
@@ -226,24 +214,10 @@ def replaced(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check_output(path: Path) -> None:
-    """Raises UsageError where a table cannot be written to `path`: asked before the work, not after it."""
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"output is '{shown(path)}'; expected a name that ends in .parquet, .csv or .arrow")
-    if path.is_dir():
-        raise UsageError(f"output '{shown(path)}' is a directory; give a file name in it")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"output '{shown(path)}': the directory '{shown(path.parent)}' does not exist; create it first"
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"output '{shown(path)}': '{shown(path.parent)}' cannot be written; choose another place")
-
-
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table in the format that the name of the file asks for, in one step."""
     check_output(path)
-    kind = _SUFFIXES[path.suffix.lower()]
+    kind = SUFFIXES[path.suffix.lower()]
 
     def write(place: Path) -> None:
         if kind == "csv":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
-from mercer.app.exits import UsageError
-from mercer.app.folder import check_apart, check_files, read_manifest, strict_json
+from mercer.app.folder import check_files, read_manifest, strict_json
 from mercer.app.oof import from_table
+from mercer.app.places import check_report
 from mercer.app.report import render
 from mercer.app.scores import MAIN, NAMES
 from mercer.app.tables import replaced
@@ -52,23 +51,14 @@ def _write(place: Path, text: str) -> None:
     place.write_text(text, encoding="utf-8")
 
 
-def _check_report(out: Path) -> None:
-    """Raises UsageError where a report cannot be written: by its own name, not that of a temporary file."""
-    if out.is_dir():
-        raise UsageError(f"output '{shown(out)}' is a directory; give a file name in it")
-    if not out.parent.is_dir():
-        raise UsageError(f"output '{shown(out)}': the directory '{shown(out.parent)}' does not exist; create it first")
-    if not os.access(out.parent, os.W_OK):
-        raise UsageError(f"output '{shown(out)}': '{shown(out.parent)}' cannot be written; choose another place")
-    check_apart(out)
-
-
 def reread(folder: Path, out: Path | None) -> dict[str, Any]:
     """The facts of a checked folder; with `out`, its report drawn anew there."""
     if out is not None:
-        _check_report(out)
+        check_report(out)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
+    if not {"run.json", "oof.parquet"} <= set(manifest.files):
+        raise DataError(f"model folder '{shown(folder)}' does not list the facts of its run; fit again")
     try:
         facts = strict_json((folder / "run.json").read_bytes())
         if out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ ALLOWED: dict[str, type[Kernel]] = {
     if isinstance(kind := getattr(kernels, name), type) and issubclass(kind, Kernel) and not kind.__abstractmethods__
 }
 DEPTH = 16  # nested kernels in a file; deeper ones are not ours
+LARGEST = 1e30  # of a number in a file: beyond it, or below its inverse, float32 squares mean nothing
 
 
 def _plain(value: Any, kernel: Kernel, name: str, depth: int) -> Any:
@@ -54,8 +54,8 @@ def _value(plain: Any, depth: int) -> Any:
         return from_spec(plain.get("kernel"), depth + 1)
     if isinstance(plain, list):
         return [_value(v, depth) for v in plain]
-    if isinstance(plain, float) and not math.isfinite(plain):
-        raise StructureError("a saved kernel holds a number that is not finite")
+    if isinstance(plain, int | float) and not (plain == 0 or 1 / LARGEST <= abs(plain) <= LARGEST):
+        raise StructureError(f"a saved kernel holds {plain}; expected a size between {1 / LARGEST:g} and {LARGEST:g}")
     return plain
 
 
