@@ -64,6 +64,13 @@ def test_decimal_commas_are_numbers_where_commas_do_not_separate(tmp_path):
     assert found.column("a").null_count == 1
 
 
+def test_one_bad_word_among_decimal_commas_is_the_cell_that_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n0,5;1\n1,5;2\noops;3\n2,5;4\n")
+    encoder = TableEncoder([encoders.NumberEncoder("a", 0.0, 1.0, False, False)])
+    with pytest.raises(DataError, match="row 3 holds 'oops'; correct this cell"):
+        expected(read_table(tmp_path / "t.csv"), encoder)
+
+
 def test_text_that_must_stay_text_is_named_when_it_is_not_utf8(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"a,b\n1,x\n2,caf\xe9\n")
     with pytest.raises(DataError, match="line 3 holds '2,café'"):

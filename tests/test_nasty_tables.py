@@ -142,6 +142,24 @@ def test_a_gap_names_its_column(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
+def test_numbers_written_as_text_are_refused_by_cell(name: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y, tx, _ = table(name)
+    model = LEARNERS[name](random_state=0, learn=False).fit(x.astype(object), y)
+    with pytest.raises(DataError, match="X holds text .* at row 0, column 0"):
+        LEARNERS[name]().fit(x.astype(str), y)
+    broken = tx.astype(object)
+    broken[7, 2] = "1.5"
+    with pytest.raises(DataError, match=r"X holds text \('1.5'\) at row 7, column 2;"):
+        model.predict(broken)
+    with pytest.raises(DataError, match=r"row 0, column 3 \('age'\)"):
+        LEARNERS[name]().fit(pandas.DataFrame(x, columns=["a", "b", "c", "age"]).astype({"age": str}), y)
+    if name != "classifier":
+        with pytest.raises(DataError, match="y holds text"):
+            LEARNERS[name]().fit(x, y.astype(str))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 def test_whole_numbers_that_float32_has_merged_are_announced(name: str) -> None:
     x, y, _, _ = table(name)
     merged = (2**26 + np.round(10 * x)).astype(np.float32)

@@ -179,6 +179,9 @@ def as_kind(column: Column, kind: str, form: str) -> Column:
             values = lower.map({"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}).to_numpy(np.float64)
     bad = (np.isnan(values) if column.kind == "text" else ~np.isin(values, (0.0, 1.0)) & (kind == "flag")) & ~empty
     if bad.any():
+        if kind == "number" and column.kind == "text":  # a word among decimal commas, not the first decimal comma
+            words = np.isnan(numbers_in(pd.Series(column.values, dtype=object).str.replace(",", ".").to_numpy())) & bad
+            bad = words if words.any() else bad
         _refuse(column, bad, kind)
     return Column(column.name, kind, values, form, column.infinite)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_array, check_consistent_length, validate_data
 
 from mercer.errors import DataError, MercerWarning, OutlierWarning, ShapeError
@@ -34,11 +35,33 @@ def refuse_gaps(table: np.ndarray, what: str, names: np.ndarray | None = None) -
     )
 
 
+def refuse_words(data: Any, what: str) -> None:
+    """Raise DataError naming the first cell that is text, which numpy would turn into a number without a word."""
+    if data is None or issparse(data):
+        return
+    table = np.asarray(data)
+    if table.dtype.kind not in "USTO" or not table.size:
+        return
+    flat = table.reshape(len(table) if table.ndim else 1, -1)
+    for row, cells in enumerate(flat):
+        for column, cell in enumerate(cells):
+            if isinstance(cell, str | bytes):
+                names = getattr(data, "columns", None)
+                label = f" ({str(list(names)[column])!r})" if names is not None else ""
+                raise DataError(
+                    f"{what} holds text ({str(cell)[:40]!r}) at row {row}, column {column}{label}; expected numbers: "
+                    "turn it into numbers first (mercer fit reads text by itself)"
+                )
+
+
 def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
     """(X as float64 `n d`, y as it came in numpy), checked the scikit-learn way and for gaps, with places named."""
     if reset and y is None:
         raise DataError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
     x, y = plain(x), plain(y)
+    refuse_words(x, "X")
+    if not classes:
+        refuse_words(y, "y")
     table = validate_data(estimator, x, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=reset)
     if y is not None:
         y = np.asarray(y) if classes else check_array(y, ensure_2d=False, ensure_all_finite=False, dtype="numeric")
