@@ -1,0 +1,67 @@
+"""Classes: log odds by kernel logistic regression, sets that hold rare classes, scores that do not flatter."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from numpy.random import default_rng as rng
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from mercer.kernels import Gaussian
+from mercer.learn import KernelClassifier, logistic
+from mercer.learn.tune import Clock
+
+
+def blobs(rows: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian clouds of one width: their log odds are exactly linear, so logistic regression is the best there is."""
+    centres, random = rng(0).normal(size=(classes, 4)) * 1.3, rng(seed)
+    codes = random.integers(0, classes, rows)
+    return centres[codes] + random.normal(size=(rows, 4)), codes
+
+
+def test_log_loss_of_many_classes_is_that_of_the_true_model() -> None:
+    x, y = blobs(500, 20, 1)
+    z, truth = blobs(3000, 20, 2)
+    model = KernelClassifier(random_state=0).fit(x, y)
+    line = log_loss(truth, LogisticRegression(max_iter=500).fit(x, y).predict_proba(z))
+    assert log_loss(truth, model.predict_proba(z)) < 1.03 * line
+    squares = KernelClassifier(model.kernel_, 0.3, random_state=0).fit(x, y)  # a given alpha stays least squares
+    assert squares.alpha_ == 0.3 and "logistic" not in squares.plan_.sentence
+    assert log_loss(truth, squares.predict_proba(z)) > 1.03 * log_loss(truth, model.predict_proba(z))
+    values, arrays = model.get_state()
+    again = KernelClassifier.from_state(json.loads(json.dumps(values)), arrays)
+    np.testing.assert_allclose(again.predict_proba(z), model.predict_proba(z), rtol=1e-12)
+
+
+def test_two_classes_have_one_log_odds() -> None:
+    random = rng(3)
+    x = random.normal(size=(1400, 3))
+    y = (random.random(1400) < 1 / (1 + np.exp(4 - 2.5 * x[:, 0]))).astype(int)
+    model = KernelClassifier(Gaussian(3.0), random_state=0, standardize=False).fit(x[:400], y[:400])
+    model._by_log_loss(torch.from_numpy(x[:400]), y[:400], np.inf, Clock.of(None))
+    assert "logistic" in model.plan_.sentence and model._weights.shape[1] == 1
+    line = LogisticRegression().fit(x[:400], y[:400]).predict_proba(x[400:])
+    assert log_loss(y[400:], model.predict_proba(x[400:])) < 1.1 * log_loss(y[400:], line)
+
+
+def test_solve_is_penalised_multinomial_regression() -> None:
+    x, y = blobs(300, 3, 4)
+    found = logistic.solve(x.astype(np.float32), y, 3, 2.0, np.zeros((5, 3)), 500)
+    other = LogisticRegression(C=0.5, tol=1e-8, max_iter=1000).fit(x, y)
+    np.testing.assert_allclose(found[:4].T, other.coef_, atol=5e-3)
+    bias = found[4] - found[4].mean()
+    np.testing.assert_allclose(bias, other.intercept_ - other.intercept_.mean(), atol=2e-2)
+
+
+def test_log_odds_are_kept_only_where_they_win() -> None:
+    x, y = blobs(200, 3, 5)
+    generator = torch.Generator().manual_seed(0)
+    points, kernel = torch.from_numpy(x), Gaussian(2.0)
+    found = logistic.fit(kernel, points, y, 2.0, Clock.of(None), generator)
+    assert found is not None and found.loss < 1.0
+    assert logistic.fit(kernel, points, y, found.loss, Clock.of(None), generator) is None
+    assert logistic.fit(kernel, points, y, 0.01, Clock.of(None), generator) is None
+    assert found.weights.shape == (200, 3) and found.noise > 0
