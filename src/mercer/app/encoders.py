@@ -15,10 +15,16 @@ from mercer.app.columns import Column
 DAY = 86_400.0
 _FEW = 8  # up to this many levels, each level has a coordinate of its own
 _CLIP = 3.0
+_NEVER = "\0\0"  # a category that no file holds
 
 
-def _indicator(column: Column) -> np.ndarray:
-    return column.missing.astype(np.float64)[:, None]
+def _marked(z: np.ndarray, column: Column, absent: bool) -> np.ndarray:
+    """The coordinates, with an indicator of missing values where training rows had some."""
+    return np.hstack([z, column.missing.astype(np.float64)[:, None]]) if absent else z
+
+
+def _marker(name: str, absent: bool) -> list[str]:
+    return [f"{name} is missing"] if absent else []
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,11 @@ class NumberEncoder:
         z = np.nan_to_num((column.values - self.center) / self.scale, nan=0.0)[:, None]
         if self.clip:
             z = z / np.sqrt(1 + (z / _CLIP) ** 2)
-        return np.hstack([z, _indicator(column)]) if self.absent else z
+        return _marked(z, column, self.absent)
 
     def labels(self) -> list[str]:
         """The names of the coordinates."""
-        return [self.column, f"{self.column} is missing"][: 1 + self.absent]
+        return [self.column, *_marker(self.column, self.absent)]
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,11 @@ class FlagEncoder:
     def encode(self, column: Column) -> np.ndarray:
         """n x 1, or n x 2 with an indicator of missing values."""
         z = np.where(column.missing, self.share, column.values)[:, None]
-        return np.hstack([z, _indicator(column)]) if self.absent else z
+        return _marked(z, column, self.absent)
 
     def labels(self) -> list[str]:
         """The names of the coordinates."""
-        return [self.column, f"{self.column} is missing"][: 1 + self.absent]
+        return [self.column, *_marker(self.column, self.absent)]
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,12 @@ class DateEncoder:
             parts += [np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn)]
         z = np.stack(parts, axis=1)
         z[column.missing, 1:] = 0.0
-        return np.hstack([z, _indicator(column)]) if self.absent else z
+        return _marked(z, column, self.absent)
 
     def labels(self) -> list[str]:
         """The names of the coordinates."""
         waves = [f"{self.column}: {wave} of {cycle}" for cycle in self.cycles for wave in ("sine", "cosine")]
-        return [self.column, *waves] + [f"{self.column} is missing"] * self.absent
+        return [self.column, *waves, *_marker(self.column, self.absent)]
 
 
 @dataclass(frozen=True)
@@ -136,15 +142,11 @@ class LevelEncoder:
     def encode(self, column: Column) -> np.ndarray:
         """n x levels; a level never seen, or no value, is the origin."""
         z = (column.values[:, None] == np.array(self.levels, dtype=object)[None, :]) * np.sqrt(0.5)
-        return np.hstack([z, _indicator(column)]) if self.absent else z
-
-    def unseen(self, column: Column) -> int:
-        """How many cells hold a level that was not there at training time."""
-        return int((~column.missing & ~pd.Series(column.values, dtype=object).isin(self.levels).to_numpy()).sum())
+        return _marked(z, column, self.absent)
 
     def labels(self) -> list[str]:
         """The names of the coordinates."""
-        return [f"{self.column} = {level}" for level in self.levels] + [f"{self.column} is missing"] * self.absent
+        return [*(f"{self.column} = {level}" for level in self.levels), *_marker(self.column, self.absent)]
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,6 @@ class MeanEncoder:
             z[inside, :-1] = other.encode(column.take(np.flatnonzero(inside)))[:, :-1]
         return z
 
-    def unseen(self, column: Column) -> int:
-        """How many cells hold a level that was not there at training time."""
-        return int((~column.missing & ~pd.Series(column.values, dtype=object).isin(list(self.means)).to_numpy()).sum())
-
     def labels(self) -> list[str]:
         """The names of the coordinates."""
         t = len(self.prior)
@@ -210,6 +208,7 @@ class WordEncoder:
 
     column: str
     directions: np.ndarray = field(compare=False)
+    absent: bool = False
     kind: str = "text"
 
     @classmethod
@@ -219,7 +218,7 @@ class WordEncoder:
         rank = min(8, from_hash.shape[0] - 1)
         tool = TruncatedSVD(rank, random_state=seed).fit(from_hash)
         scale = np.sqrt(np.maximum(tool.explained_variance_, 1e-12))[:, None]
-        return cls(column.name, tool.components_ / scale)
+        return cls(column.name, tool.components_ / scale, bool(column.missing.any()))
 
     def encode(self, column: Column) -> np.ndarray:
         """n x 8."""
@@ -262,10 +261,30 @@ def fit_encoder(column: Column, target: np.ndarray, seed: int) -> Encoder:
     return WordEncoder.fit(column, seed) if is_wording(present) else MeanEncoder.fit(column, target)
 
 
+def unseen(encoder: Encoder, column: Column) -> np.ndarray:
+    """True where a cell holds a category that was not there at training time."""
+    if not isinstance(encoder, LevelEncoder | MeanEncoder):
+        return np.zeros(len(column.values), dtype=bool)
+    levels = encoder.levels if isinstance(encoder, LevelEncoder) else list(encoder.means)
+    return ~column.missing & ~pd.Series(column.values, dtype=object).isin(levels).to_numpy()
+
+
+def unknown(encoder: Encoder, column: Column) -> np.ndarray:
+    """True where a cell is missing though none was in training, or holds a category never seen."""
+    return (column.missing & (not encoder.absent)) | unseen(encoder, column)
+
+
+def blank(encoder: Encoder) -> np.ndarray:
+    """The coordinates of an unknown cell."""
+    levels = isinstance(encoder, LevelEncoder | MeanEncoder)
+    cell = np.array([_NEVER if levels else None], object) if encoder.kind == "text" else np.array([np.nan])
+    return encoder.encode(Column(encoder.column, encoder.kind, cell))[0]
+
+
 def to_state(encoder: Encoder) -> tuple[dict[str, Any], np.ndarray | None]:
     """(JSON, array) of a fitted encoder."""
     if isinstance(encoder, WordEncoder):
-        return {"encoder": "words", "column": encoder.column}, encoder.directions
+        return {"encoder": "words", "column": encoder.column, "absent": encoder.absent}, encoder.directions
     name = next(n for n, cls in _BY_NAME.items() if isinstance(encoder, cls))
     return {"encoder": name} | asdict(encoder), None
 
@@ -274,5 +293,5 @@ def from_state(state: dict[str, Any], array: np.ndarray | None) -> Encoder:
     """The encoder that `to_state` described. The reader of the folder has checked names and types."""
     fields = {k: v for k, v in state.items() if k != "encoder"}
     if state["encoder"] == "words":
-        return WordEncoder(fields["column"], np.asarray(array, dtype=np.float64))
+        return WordEncoder(fields["column"], np.asarray(array, dtype=np.float64), fields["absent"])
     return _BY_NAME[state["encoder"]](**fields)

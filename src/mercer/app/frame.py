@@ -16,10 +16,13 @@ from mercer.app.encoders import (
     LevelEncoder,
     MeanEncoder,
     NumberEncoder,
+    blank,
     fit_encoder,
     from_state,
     is_wording,
     to_state,
+    unknown,
+    unseen,
 )
 from mercer.app.words import closest, count, listed, shown
 from mercer.errors import DataError
@@ -158,25 +161,31 @@ class TableEncoder:
         """For each coordinate, the number of the column it comes from."""
         return np.concatenate([np.full(len(e.labels()), i) for i, e in enumerate(self.encoders)])
 
+    def unknown(self, frame: Frame) -> np.ndarray:
+        """n x columns, True where a cell is one that the model has never seen the like of."""
+        pairs = zip(self.encoders, frame.columns, strict=True)
+        return np.stack([unknown(e, c) for e, c in pairs], axis=1).reshape(frame.rows, len(self.encoders))
+
+    def blank(self) -> np.ndarray:
+        """The coordinates, d, of a row of which nothing is known."""
+        return np.concatenate([blank(e) for e in self.encoders])
+
     def surprises(self, frame: Frame) -> list[str]:
         """Sentences on cells that the model has never seen the like of."""
         found = []
         for encoder, column in zip(self.encoders, frame.columns, strict=True):
-            if column.infinite:
-                many = count(column.infinite, "infinite value")
-                found.append(f"column '{shown(encoder.column)}': {many}, taken as missing")
-            if isinstance(encoder, LevelEncoder | MeanEncoder) and (new := encoder.unseen(column)):
-                found.append(
-                    f"column '{shown(encoder.column)}': {count(new, 'cell')} with a category never seen in training"
-                )
-            elif (
-                isinstance(encoder, NumberEncoder)
-                and not encoder.absent
-                and (gone := int(column.missing.sum()) - column.infinite)
-            ):
-                found.append(
-                    f"column '{shown(encoder.column)}': {count(gone, 'missing value')}, none in training; median used"
-                )
+            name, gone = f"column '{shown(encoder.column)}'", int(unknown(encoder, column).sum())
+            if column.infinite and encoder.absent:
+                found.append(f"{name}: {count(column.infinite, 'infinite value')}, taken as missing")
+            if not gone:
+                continue
+            new = int(unseen(encoder, column).sum())
+            parts = [f"{count(new, 'cell')} with a category never seen in training"] if new else []
+            if gone > new:
+                what = "missing or infinite value" if column.infinite else "missing value"
+                parts.append(f"{count(gone - new, what)}, none in training")
+            rows = count(gone, "row")
+            found.append(f"{name}: {' and '.join(parts)}; filled in, bands (or sets) of {rows} widened for it")
         return found
 
     def state(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:

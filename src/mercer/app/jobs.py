@@ -36,6 +36,7 @@ from mercer.app.report import render
 from mercer.app.store import Model, save
 from mercer.app.tables import read_table, size_of
 from mercer.app.targets import Target, find_targets
+from mercer.app.unknown import Witnesses
 from mercer.app.words import count, listed, shown
 from mercer.budget import memory, memory_budget
 from mercer.errors import DataError
@@ -258,11 +259,14 @@ def compute(job: Job, watch: Watch) -> Fitted:
         watch.stage("calibrating")
         judged, measured, calibrators = _judge(outcome, outcome.best, ready, job.seed)
         empty = [replace(t, values=np.empty(0)) for t in ready.targets]
-        model = Model(empty, outcome.best, calibrators)
+        rows = outcome.judged()
+        chosen, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]
+        witnesses = Witnesses.choose(outcome.best, ready.frame.take(rows), chosen, found, job.seed)
+        model = Model(empty, outcome.best, calibrators, witnesses)
         learned = _insights(outcome, ready, model, job.seed, watch)
-        found = _facts(job, ready, outcome, judged, measured, learned, watch)
-    table = found.pop("_oof")
-    return Fitted(model, say.finite(found), judged, table)
+        facts = _facts(job, ready, outcome, judged, measured, learned, watch)
+    table = facts.pop("_oof")
+    return Fitted(model, say.finite(facts), judged, table)
 
 
 def keep(job: Job, fitted: Fitted, pictures: Mapping[str, bytes]) -> None:

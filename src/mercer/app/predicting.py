@@ -25,39 +25,43 @@ from mercer.budget import memory
 _CHUNK = 20_000
 
 
-def _chunked(model: Model, frame: Frame, watch: Watch) -> tuple[list[np.ndarray], list[Interval | None]]:
-    """Predictions and bands, a chunk of rows at a time so that coordinates never exist for all rows."""
-    parts, bands = [], []
+Answer = tuple[list[np.ndarray], list[Interval | None], list[np.ndarray | None]]
+
+
+def _chunked(model: Model, frame: Frame, watch: Watch) -> Answer:
+    """Predictions, bands and sets, a chunk of rows at a time so that coordinates never exist for all rows."""
+    parts, bands, sets = [], [], []
     for start in range(0, frame.rows, _CHUNK):
         rows = frame.take(np.arange(start, min(start + _CHUNK, frame.rows)))
         parts.append(model.trained.predict(rows))
         bands.append(model.bands(rows, parts[-1]))
+        sets.append(model.sets(rows, parts[-1]))
         watch.advance()
     found = [np.concatenate(p) for p in zip(*parts, strict=True)]
     joined: list[Interval | None] = []
     for every in zip(*bands, strict=True):
         pairs = [b for b in every if b is not None]
         joined.append((np.concatenate([b[0] for b in pairs]), np.concatenate([b[1] for b in pairs])) if pairs else None)
-    return found, joined
+    inside = [None if every[0] is None else np.concatenate(every) for every in zip(*sets, strict=True)]
+    return found, joined, inside
 
 
-def _columns(target: Target, found: np.ndarray, band: Interval | None, model: Model, i: int) -> dict[str, Any]:
+def _columns(target: Target, found: np.ndarray, band: Interval | None, inside: np.ndarray | None) -> dict[str, Any]:
     if target.task == "regression":
         return {"": found} | ({"_lower": band[0], "_upper": band[1]} if band is not None else {})
     columns: dict[str, Any] = {"": target.restored(found.argmax(1))}
     columns |= {f"_chance_{c}": found[:, k] for k, c in enumerate(target.classes)}
-    inside = model.sets(i, found)
     if inside is not None:
         names = np.array(target.classes, dtype=object)
         columns["_set"] = [" | ".join(names[row]) for row in inside]
     return columns
 
 
-def to_table(model: Model, found: list[np.ndarray], bands: list[Interval | None]) -> pa.Table:
+def to_table(model: Model, answer: Answer) -> pa.Table:
     """One row for each row predicted: the target's name holds the prediction; bands, chances and sets beside it."""
     columns: dict[str, Any] = {}
-    for i, (target, values, band) in enumerate(zip(model.targets, found, bands, strict=True)):
-        parts = _columns(target, values, band, model, i)
+    for target, values, band, inside in zip(model.targets, *answer, strict=True):
+        parts = _columns(target, values, band, inside)
         names = distinct([target.name + end for end in parts], columns)
         columns |= dict(zip(names, parts.values(), strict=True))
     return pa.table(columns)
@@ -66,7 +70,13 @@ def to_table(model: Model, found: list[np.ndarray], bands: list[Interval | None]
 def predictions(model: Model, table: pa.Table) -> pa.Table:
     """The predictions of a table that is already read."""
     with Watch(None, quiet=True) as watch, threads(table.num_rows):
-        return to_table(model, *_chunked(model, expected(table, model.trained.encoder), watch))
+        return to_table(model, _chunked(model, expected(table, model.trained.encoder), watch))
+
+
+def _unbounded(answer: Answer) -> int:
+    """How many rows have an infinite band."""
+    wide = [np.isinf(band[0]) | np.isinf(band[1]) for band in answer[1] if band is not None]
+    return int(np.any(wide, axis=0).sum()) if wide else 0
 
 
 def _scores(
@@ -100,12 +110,14 @@ def run(folder: Path, path: Path, out: Path, limit: int | None, quiet: bool) -> 
     with Watch(None, steps, quiet) as watch, memory(limit) if limit is not None else nullcontext(), threads(frame.rows):
         watch.stage("predicting")
         notes = model.trained.encoder.surprises(frame)
-        found, bands = _chunked(model, frame, watch)
-    written = to_table(model, found, bands)
+        answer = _chunked(model, frame, watch)
+    written, unbounded = to_table(model, answer), _unbounded(answer)
+    if unbounded:
+        notes.append(f"{count(unbounded, 'row')} without a bound: too few judged rows to say what unknown cells cost")
     write_table(written, out)
     return {
         "out": str(out), "rows": frame.rows, "columns": written.column_names, "notes": notes,
-        "scores": _scores(model, table, found, bands), "seconds": round(watch.elapsed(), 2),
+        "scores": _scores(model, table, *answer[:2]), "seconds": round(watch.elapsed(), 2),
     }  # fmt: skip
 
 

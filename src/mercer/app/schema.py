@@ -76,6 +76,7 @@ class WordPart(_Part):
     """mercer.app.encoders.WordEncoder; its directions are in the weights."""
 
     encoder: Literal["words"]
+    absent: bool
 
 
 ColumnPart = Annotated[

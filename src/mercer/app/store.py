@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mercer.app.frame import Frame, TableEncoder
 from mercer.app.heads import ESTIMATORS, Head, predict, whereabouts
 from mercer.app.schema import VERSION, Manifest
 from mercer.app.targets import Target
+from mercer.app.unknown import Witnesses, patterns
 from mercer.app.words import one_line, shown
 from mercer.errors import DataError
 
@@ -34,25 +35,52 @@ class Model:
     targets: list[Target]
     trained: Trained
     calibrators: list[bands.Calibrator]
+    witnesses: Witnesses | None = None
+
+    def _unknown(self, frame: Frame) -> list[tuple[np.ndarray | None, np.ndarray]]:
+        found = list(patterns(self.trained.encoder.unknown(frame)))
+        return found if self.witnesses is not None else [(None, rows) for _, rows in found]
 
     def bands(self, frame: Frame, found: Sequence[np.ndarray]) -> list[Interval | None]:
-        """90 % bands of the predictions `found` of rows; None for classes."""
-        x = self.trained.encoder.encode(frame)
+        """90 % bands of the predictions `found` of rows; None for classes.
+
+        Rows with unknown cells have the bands that held judged rows with the same cells blanked, if those are wider;
+        infinite ones where that was not measured.
+        """
+        x, unknown = self.trained.encoder.encode(frame), self._unknown(frame)
         result: list[Interval | None] = [None] * len(self.targets)
         for head, calibrator in zip(self.trained.heads, self.calibrators, strict=True):
             if isinstance(calibrator, bands.LocalConformal):
                 middle = np.stack([found[i] for i in head.targets], axis=1)
-                low, high = calibrator.interval(middle, whereabouts(head, x, middle), bands.COVERAGE)
+                place = whereabouts(head, x, middle)
+                low, high = calibrator.interval(middle, place, bands.COVERAGE)
+                for gone, rows in unknown:
+                    half = np.full((len(rows), len(head.targets)), np.inf)
+                    if gone is not None and self.witnesses is not None:
+                        half = self.witnesses.widths(self.trained, head, calibrator, gone) * calibrator.spread(
+                            place[rows]
+                        )
+                    low[rows] = np.minimum(low[rows], middle[rows] - half)
+                    high[rows] = np.maximum(high[rows], middle[rows] + half)
                 for column, i in enumerate(head.targets):
                     result[i] = (low[:, column], high[:, column])
         return result
 
-    def sets(self, target: int, chances: np.ndarray) -> np.ndarray | None:
-        """n x classes, the 90 % sets of a classification target; None for numbers."""
+    def sets(self, frame: Frame, found: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        """For each target n x classes, the 90 % sets of rows predicted as `found`; None for numbers."""
+        result: list[np.ndarray | None] = [None] * len(self.targets)
+        unknown = self._unknown(frame)
         for head, calibrator in zip(self.trained.heads, self.calibrators, strict=True):
-            if head.targets == [target] and isinstance(calibrator, bands.ClassSets):
-                return calibrator.members(chances)
-        return None
+            if isinstance(calibrator, bands.ClassSets):
+                i = head.targets[0]
+                inside = calibrator.members(found[i])
+                for gone, rows in unknown:
+                    if gone is not None and self.witnesses is not None:
+                        inside[rows] |= self.witnesses.sets(self.trained, i, gone).members(found[i][rows])
+                    else:
+                        inside[rows] = True
+                result[i] = inside
+        return result
 
 
 def _named(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,6 +104,8 @@ def save(out: Path, model: Model, files: dict[str, bytes]) -> None:
         state, weights = bands.to_state(calibrator)
         calibration.append(state)
         arrays |= _named(f"bands.{i}", weights)
+    if model.witnesses is not None:
+        arrays |= _named("witness", asdict(model.witnesses))
     targets = [{"name": t.name, "task": t.task, "classes": t.classes, "form": t.form} for t in model.targets]
     manifest = {
         "version": VERSION, "mercer": version("mercer"), "targets": targets, "columns": columns, "heads": heads,
@@ -134,6 +164,15 @@ def _check_encoder(encoder: TableEncoder) -> None:
     _require(encoder.encode(Frame(absent, 2)).shape == (2, len(encoder.labels())), "columns and coordinates")
 
 
+def _check_witnesses(model: Model, coordinates: int) -> None:
+    if model.witnesses is None:
+        return
+    x, wrong, codes, classes = model.witnesses.x, model.witnesses.wrong, model.witnesses.codes, model.trained.classes
+    _require(len(x) > 0 and x.shape == (len(x), coordinates), "columns of witnesses")
+    _require(wrong.shape == codes.shape == (len(x), len(classes)), "targets of witnesses")
+    _require(codes.dtype.kind == "i" and (codes >= 0).all() and (codes < np.maximum(classes, 1)).all(), "classes")
+
+
 def _absent(kind: str) -> np.ndarray:
     return np.full(2, None, dtype=object) if kind == "text" else np.full(2, np.nan)
 
@@ -153,6 +192,7 @@ def _check(model: Model, manifest: Manifest, arrays: dict[str, np.ndarray]) -> N
     _check_encoder(model.trained.encoder)
     coordinates = len(model.trained.encoder.labels())
     x = np.zeros((2, coordinates))
+    _check_witnesses(model, coordinates)
     for i, (head, calibrator) in enumerate(zip(heads, model.calibrators, strict=True)):
         part = _part(f"head.{i}", arrays)
         _check_head(head, manifest.heads[i].state, part, coordinates, model.trained.classes[head.targets[0]])
@@ -188,7 +228,9 @@ def load(folder: Path) -> Model:
             bands.from_state(b.model_dump(), _part(f"bands.{i}", arrays)) for i, b in enumerate(manifest.bands)
         ]
         targets = [Target(t.name, t.task, np.empty(0), t.classes, t.form) for t in manifest.targets]
-        model = Model(targets, Trained(encoder, heads, [len(t.classes) for t in targets]), calibrators)
+        kept = _part("witness", arrays)
+        trained = Trained(encoder, heads, [len(t.classes) for t in targets])
+        model = Model(targets, trained, calibrators, Witnesses(**kept) if kept else None)
         with np.errstate(all="ignore"):
             _check(model, manifest, arrays)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
