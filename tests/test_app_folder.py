@@ -44,7 +44,7 @@ def small_model():
         Target("k", "classification", np.empty(0), ["n", "y"], "text"),
     ]
     local = LocalConformal(scale=False).fit(np.hstack([x, x[:, :1]]), x[:, 1:2])
-    sets = bands.ClassSets(np.sort(rng.random(40)))
+    sets = bands.ClassSets.of(rng.random(40), np.arange(40) % 2)
     return store.Model(goals, Trained(encoder, [Head([0], ridge), Head([1], judge)], [0, 2]), [local, sets]), x
 
 
@@ -182,7 +182,7 @@ def test_a_sealed_folder_with_wrong_content_is_refused_too(saved, tmp_path_facto
         ("bands.0.scores", lambda a: a[:, 0]), ("bands.0.scores", lambda a: np.hstack([a, a])),
         ("bands.0.scores", lambda a: a[::-1]), ("bands.0.scores", lambda a: a[:0]),
         ("bands.0.shrink", lambda a: np.append(a, a)), ("bands.0.relevance", lambda a: a[:2]),
-        ("bands.0.deviation", np.zeros_like), ("bands.1.chances", lambda a: a + 1),
+        ("bands.0.deviation", np.zeros_like), ("bands.1.chances", lambda a: a + 1), ("bands.1.codes", lambda a: a[1:]),
         ("bands.1.chances", lambda a: a[None]), ("bands.1.chances", lambda a: a[:0]),
         ("column.3", lambda a: a[:7]), ("column.3", lambda a: a[:, :9]), ("column.3", lambda a: a[0]),
     ],

@@ -10,6 +10,7 @@ from numpy.random import default_rng as rng
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from mercer.app import bands
 from mercer.kernels import Gaussian
 from mercer.learn import KernelClassifier, logistic
 from mercer.learn.tune import Clock
@@ -65,3 +66,27 @@ def test_log_odds_are_kept_only_where_they_win() -> None:
     assert logistic.fit(kernel, points, y, found.loss, Clock.of(None), generator) is None
     assert logistic.fit(kernel, points, y, 0.01, Clock.of(None), generator) is None
     assert found.weights.shape == (200, 3) and found.noise > 0
+
+
+def imbalanced(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(true chances, codes): three rows in a hundred are of class 1."""
+    random = rng(seed)
+    rare = 1 / (1 + np.exp(5 - 2 * random.normal(size=rows)))
+    return np.stack([1 - rare, rare], 1), (random.random(rows) < rare).astype(int)
+
+
+def test_sets_cover_each_class_and_say_which_they_cover_least() -> None:
+    chances, codes = imbalanced(4000, 0)
+    new, truth = imbalanced(20_000, 1)
+    held = bands.ClassSets.fit(chances, codes).members(new)[np.arange(20_000), truth]
+    rows, seen = (codes == 1).sum(), (truth == 1).sum()
+    assert abs(held[truth == 1].mean() - 0.9) < 4 * np.sqrt(0.09 * (1 / rows + 1 / seen)) and held.mean() > 0.9
+    nobody = np.full(4000, -1)  # then no class has rows of its own
+    pooled = bands.ClassSets(bands.ClassSets.fit(chances, codes).chances, nobody).members(new)
+    assert pooled[np.arange(20_000), truth][truth == 1].mean() < 0.5  # one threshold for all forgets the rare
+    few = bands.ClassSets.of(np.linspace(0.1, 1, 119), np.r_[np.ones(19), np.zeros(100)])
+    assert few.members(np.array([[0.0, 0.15], [1.0, 0.19]]))[:, 1].tolist() == [True, True]
+    assert few.members(np.array([[0.82, 0.18]]))[0, 1] == (0.18 >= few.chances[119 - 108])
+    _, (done,) = bands.measure_classes(codes, chances, np.arange(4000) % 5, 0)
+    code, share, n = done.least
+    assert (code, n) == (1, rows) and share == done.inside[codes == 1].mean()

@@ -11,6 +11,7 @@ import numpy as np
 from mercer.learn.conformal import LocalConformal
 
 COVERAGE = 0.9
+ENOUGH = 20  # rows of a class that can tell a threshold of 95 %
 LEVELS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 
 
@@ -27,24 +28,36 @@ def widest(calibrator: LocalConformal, coverage: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClassSets:
-    """Sets of classes: all whose chance is at least a threshold, and always the likeliest [sadinle2019].
+    """Sets of classes: all whose chance is at least the class's own threshold, and always the likeliest.
 
-    chances: the sorted out-of-fold chances given to the true class.
+    A threshold of its own covers each class as promised, the rare ones too; a class of fewer than 20 rows has that of
+    all rows. chances: the sorted out-of-fold chances given to the true class; codes: those classes.
+    Source [sadinle2019, sec. 2.2], [vovk2005, sec. 4.5].
     """
 
     chances: np.ndarray
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, own: np.ndarray, codes: np.ndarray) -> ClassSets:
+        """From the out-of-fold chance given to the true class of each row, and that class."""
+        order = np.argsort(own, kind="stable")
+        return cls(own[order], np.asarray(codes, dtype=np.int64)[order])
 
     @classmethod
     def fit(cls, chances: np.ndarray, codes: np.ndarray) -> ClassSets:
         """From out-of-fold chances, n x classes, and the true codes."""
-        return cls(np.sort(chances[np.arange(len(codes)), codes]))
+        return cls.of(chances[np.arange(len(codes)), codes], codes)
+
+    def _threshold(self, code: int, coverage: float) -> float:
+        own = self.chances[self.codes == code]
+        own = own if len(own) >= ENOUGH else self.chances
+        place = len(own) - conformal_rank(len(own), coverage)
+        return float(own[place]) if place >= 0 else 0.0
 
     def members(self, chances: np.ndarray, coverage: float = COVERAGE) -> np.ndarray:
         """n x classes, True where the class is in the row's set."""
-        n = len(self.chances)
-        place = n - conformal_rank(n, coverage)
-        threshold = self.chances[place] if place >= 0 else 0.0
-        inside = chances >= threshold
+        inside = chances >= np.array([self._threshold(c, coverage) for c in range(chances.shape[1])])
         inside[np.arange(len(chances)), chances.argmax(1)] = True
         return inside
 
@@ -58,6 +71,7 @@ class Measured:
 
     low, high, pit: for numbers, of every judged row; inside: whether the 90 % band or set held the truth;
     curve: the share held at each of LEVELS; size: median width, or mean number of classes.
+    least: of classes of 20 rows or more, the one whose rows were held least often, the share and the rows.
     """
 
     low: np.ndarray
@@ -66,6 +80,15 @@ class Measured:
     inside: np.ndarray
     curve: list[float]
     size: float
+    least: tuple[int, float, int] | None = None
+
+
+def _least(true: np.ndarray, inside: np.ndarray) -> tuple[int, float, int] | None:
+    rows = np.bincount(true)
+    shares = np.bincount(true, weights=inside) / np.maximum(rows, 1)
+    shares[rows < ENOUGH] = np.inf
+    worst = int(shares.argmin())
+    return (worst, float(shares[worst]), int(rows[worst])) if np.isfinite(shares[worst]) else None
 
 
 def _numbers(
@@ -101,7 +124,7 @@ def _classes(true: np.ndarray, chances: np.ndarray, parts: Sequence[np.ndarray])
         members = sets.members(chances[rows])
         inside[rows], sizes[rows] = members[np.arange(len(rows)), true[rows]], members.sum(1)
     nothing = np.full(n, np.nan)
-    return Measured(nothing, nothing, nothing, inside, hits.mean(1).tolist(), float(sizes.mean()))
+    return Measured(nothing, nothing, nothing, inside, hits.mean(1).tolist(), float(sizes.mean()), _least(true, inside))
 
 
 def _parts(folds: np.ndarray, seed: int) -> list[np.ndarray]:
@@ -131,7 +154,7 @@ def measure_classes(
 def to_state(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(JSON, arrays)."""
     if isinstance(calibrator, ClassSets):
-        return {"kind": "sets"}, {"chances": calibrator.chances}
+        return {"kind": "sets"}, {"chances": calibrator.chances, "codes": calibrator.codes}
     state, arrays = calibrator.get_state()
     return {"kind": "local", "state": state}, arrays
 
@@ -139,5 +162,8 @@ def to_state(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarr
 def from_state(state: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calibrator:
     """The calibrator that `to_state` described."""
     if state["kind"] == "sets":
-        return ClassSets(arrays["chances"])
+        chances, codes = arrays["chances"], arrays["codes"]
+        if codes.shape != chances.shape or codes.dtype.kind != "i" or (len(codes) and codes.min() < 0):
+            raise ValueError("classes of sets")
+        return ClassSets(chances, codes)
     return LocalConformal.from_state(state["state"], arrays)

@@ -149,6 +149,9 @@ def coverage(target: Target, measured: Measured) -> dict[str, Any]:
         if target.task == "regression"
         else f"a set has {number(measured.size)} classes on average"
     )
+    if measured.least is not None:
+        code, share, rows = measured.least
+        size += f"; least often held: {shown(target.classes[code], 24)} ({percent(share, 0)} of {count(rows, 'row')})"
     curve = {"nominal": LEVELS.tolist(), "measured": measured.curve}
     sure = binomtest(int(measured.inside.sum()), len(measured.inside)).proportion_ci(0.95)
     return {

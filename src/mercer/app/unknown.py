@@ -70,7 +70,7 @@ class Witnesses:
 
     def sets(self, trained: Trained, target: int, gone: np.ndarray) -> ClassSets:
         """The sets of classes that suit rows with these columns unknown."""
-        return ClassSets(np.sort(self.blanked(trained, gone)[2][target]))
+        return ClassSets.of(self.blanked(trained, gone)[2][target], self.codes[:, target])
 
 
 def patterns(unknown: np.ndarray) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:

@@ -21,6 +21,8 @@ from mercer.learn.regress import as_given
 from mercer.learn.table import Target
 from mercer.learn.tune import Clock
 
+LATE = 0.85  # of the seconds: log odds are not begun later
+
 
 class KernelClassifier(ClassifierMixin, KernelEstimator):
     """Kernel classifier with calibrated probabilities: least squares on class membership, then a logistic map.
@@ -66,7 +68,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         del self._left_out
         self.calibration_ = Calibration.fit(scores, codes)
         clock.interrupted = self.plan_.interrupted
-        if self.learn and self.alpha is None and not clock.over(0.7):
+        if self.learn and self.alpha is None and not clock.over(LATE):
             self._by_log_loss(x, codes[kept], self.calibration_.loss(scores, codes), clock)
         return self
 

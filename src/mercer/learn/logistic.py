@@ -137,7 +137,7 @@ def _search(
         _, f = _Features.of(variant, x, x[:FEW])
         starts = [np.zeros((f.shape[1] + 1, classes))] * tried
         before, own, penalty = float("inf"), float("inf"), first
-        while penalty >= LEAST and not clock.over(0.7):
+        while penalty >= LEAST and not clock.over(0.95):
             loss, starts = _held_out(f, codes, classes, penalty, fold, starts)
             if loss < best:
                 best, chosen = loss, (variant, penalty)
@@ -145,7 +145,7 @@ def _search(
                 break
             before, own, first = loss, min(own, loss), penalty
             penalty *= STEP
-        if own > 1.02 * best or clock.over(0.7):
+        if own > 1.02 * best or clock.over(0.95):
             break
     return best, *chosen
 
@@ -172,7 +172,7 @@ def fit(
     fold, scores = _folds(codes, generator), np.full((len(x), classes), np.nan)
     zero = np.zeros((f.shape[1] + 1, classes))
     for k in range(FOLDS):
-        if k and (clock.over(0.85) or len(x) > 10 * ROWS):
+        if k and (clock.over() or len(x) > 10 * ROWS):
             break
         scores[fold == k] = _logits(f[fold == k], solve(f[fold != k], codes[fold != k], classes, penalty, zero, 60))
     judged = np.flatnonzero(np.isfinite(scores[:, 0]))
