@@ -92,7 +92,7 @@ def test_of_many_classes_the_most_frequent_are_drawn_and_said():
 
 def test_every_number_of_a_stacked_table_carries_its_heading():
     row = {"name": "mercer", "scores": {"r2": 0.5, "mae": 2.0, "rmse": 3.0}, "error": 0.01, "seconds": 1.0}
-    board = opening.leaderboard({"targets": [{"name": "y", "task": "regression", "leaderboard": [row]}]})
+    board = opening.leaderboard({"targets": [{"name": "y", "task": "regression", "ranks": "r2", "leaderboard": [row]}]})
     place = files("mercer.app") / "templates"
     page = jinja2.Environment(autoescape=True).from_string((place / "report.html").read_text("utf-8"))
     cells = re.findall(r'<td class="(\w+)"(?: data-head="([^"]*)")?>', page.render(sections=[board], css=""))

@@ -10,7 +10,8 @@ from numpy.random import default_rng as rng
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mercer.app import bands
+from mercer.app import bands, scores
+from mercer.app.targets import Target
 from mercer.kernels import Gaussian
 from mercer.learn import KernelClassifier, logistic
 from mercer.learn.tune import Clock
@@ -90,3 +91,17 @@ def test_sets_cover_each_class_and_say_which_they_cover_least() -> None:
     _, (done,) = bands.measure_classes(codes, chances, np.arange(4000) % 5, 0)
     code, share, n = done.least
     assert (code, n) == (1, rows) and share == done.inside[codes == 1].mean()
+
+
+def test_uneven_classes_are_ranked_by_skill_and_the_majority_has_none() -> None:
+    chances, codes = imbalanced(4000, 0)
+    target = Target("y", "classification", codes, ["no", "yes"], "text")
+    shares = np.tile(np.bincount(codes) / 4000, (4000, 1))
+    always = scores.score(target, shares)
+    assert next(iter(always)) == scores.main(target) == "skill"
+    assert always["accuracy"] > 0.95 and always["balanced"] == 0.5 and abs(always["skill"]) < 1e-9
+    assert scores.score(target, chances)["skill"] > 0.1
+    even = Target("y", "classification", np.arange(4000) % 2, ["no", "yes"], "text")
+    assert scores.main(even) == "accuracy" and "skill" not in scores.score(even, shares)
+    part = target.take(np.flatnonzero(codes == 0))  # a fold may hold one class only: still scored as the whole is
+    assert set(scores.score(part, shares[codes == 0], "skill")) >= {"skill", "balanced"}

@@ -19,7 +19,6 @@ from mercer.app.cores import threads
 from mercer.app.exits import UsageError
 from mercer.app.folder import check_place
 from mercer.app.progress import Watch
-from mercer.app.scores import MAIN
 from mercer.app.tables import read_table, write_table
 from mercer.app.words import percent, shown
 
@@ -120,7 +119,7 @@ def run(out: Path) -> dict[str, Any]:
     held = {t["name"]: t["coverage"]["measured"] for f in (first, second) for t in f.facts["targets"]}
     return {
         "out": str(out), "diabetes": first.facts["verdict"], "photo": second.facts["verdict"],
-        "score": first.facts["targets"][0]["leaderboard"][0]["scores"][MAIN["regression"]],
+        "score": first.facts["targets"][0]["leaderboard"][0]["scores"]["r2"],
         "psnr": {k: v for k, v in quality.items() if k != "seconds"}, "photo_seconds": quality["seconds"],
         "diabetes_seconds": first.facts["seconds"]["everything"], "held": held,
         "interrupted": first.facts["interrupted"] or second.facts["interrupted"],

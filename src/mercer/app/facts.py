@@ -15,7 +15,7 @@ from mercer.app.columns import Column
 from mercer.app.fitting import Outcome
 from mercer.app.frame import Frame, Note
 from mercer.app.oof import Judged
-from mercer.app.scores import MAIN, NAMES, score, spread
+from mercer.app.scores import NAMES, main, score, spread
 from mercer.app.targets import Target
 from mercer.app.words import count, fixed, listed, number, percent, shown
 
@@ -125,6 +125,7 @@ def _errors(target: Target, found: np.ndarray) -> list[float]:
 def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]]:
     """mercer first, then each yardstick, best first; each scored on the rows that it predicted."""
     board: list[dict[str, Any]] = []
+    ranks = main(target)
     for name, every in {"mercer": outcome.found, **outcome.others}.items():
         found = every[i]
         rows = np.flatnonzero(np.isfinite(found if found.ndim == 1 else found[:, 0]))
@@ -134,12 +135,12 @@ def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]
         seconds = outcome.seconds.get(name, outcome.seconds.get("folds", 0.0) if name == "mercer" else 0.0)
         share = len(rows) / len(outcome.judged())
         part = "" if share == 1 else f" ({percent(share, 0)} of the rows)"
-        error = spread(known, values, outcome.folds[rows])
+        error = spread(known, values, outcome.folds[rows], ranks)
         board.append({
-            "name": name + part, "scores": score(known, values), "error": error, "rows": len(rows), "seconds": seconds,
-            "errors": _errors(known, values),
+            "name": name + part, "scores": score(known, values, ranks), "error": error, "rows": len(rows),
+            "seconds": seconds, "errors": _errors(known, values),
         })  # fmt: skip
-    return board[:1] + sorted(board[1:], key=lambda row: -row["scores"][MAIN[target.task]])
+    return board[:1] + sorted(board[1:], key=lambda row: -row["scores"][ranks])
 
 
 def coverage(target: Target, measured: Measured) -> dict[str, Any]:
@@ -191,18 +192,20 @@ def verdicts(targets: Sequence[dict[str, Any]], folds: int) -> list[str]:
     """The result of each target, in two sentences."""
     parts = []
     for target in targets:
-        main, board = MAIN[target["task"]], target["leaderboard"]
+        ranks, board = target["ranks"], target["leaderboard"]
         ours, held = board[0], target["coverage"]
         error = f" ± {ours['error']:.3f}" if ours["error"] is not None and math.isfinite(ours["error"]) else ""
-        rivals = [_against(ours["scores"][main], r, main) for r in board[1:] if r["name"] != "mean" or len(board) == 2]
+        rivals = [
+            _against(ours["scores"][ranks], r, ranks) for r in board[1:] if r["name"] != "mean" or len(board) == 2
+        ]
         lead = f"{shown(target['name'], 30)}: " if len(targets) > 1 else ""
         what = "bands" if target["task"] == "regression" else "sets of classes"
         beside = f", {'; '.join(rivals)}" if rivals else ""
         parts.append(
-            f"{lead}{NAMES[main]} {fixed(ours['scores'][main])}{error} on rows it "
+            f"{lead}{NAMES[ranks]} {fixed(ours['scores'][ranks])}{error} on rows it "
             f"had not seen ({count(folds, 'fold')}){beside}. "
             f"90 % {what} held {percent(held['measured'])} of the truth{_doubt(held)}."
-            f"{_warning(board, main)}"
+            f"{_warning(board, ranks)}"
         )
     return parts
 

@@ -13,7 +13,7 @@ from mercer.app.columns import Column
 from mercer.app.fitting import Outcome, Trained
 from mercer.app.frame import Frame
 from mercer.app.heads import kernel_matrix, predict
-from mercer.app.scores import MAIN, score
+from mercer.app.scores import main, score
 from mercer.app.targets import Target
 
 _ROWS, _BACKGROUND, _POINTS, _SPECTRUM_ROWS = 600, 48, 24, 600
@@ -37,12 +37,13 @@ def importance(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: 
     if judge is None or len(rows) < 5:
         return []
     inside = frame.take(rows)
-    usual = [score(t, f)[MAIN[t.task]] for t, f in zip(goals, judge.predict(inside), strict=True)]
+    ranks = [main(t) for t in targets]
+    usual = [score(t, f, r)[r] for t, f, r in zip(goals, judge.predict(inside), ranks, strict=True)]
     falls = []
     for place in range(min(len(frame.columns), _MOST_COLUMNS)):
         order = rng.permutation(len(rows))
         found = judge.predict(_replaced(inside, place, inside.columns[place].values[order]))
-        falls.append([u - score(t, f)[MAIN[t.task]] for u, t, f in zip(usual, goals, found, strict=True)])
+        falls.append([u - score(t, f, r)[r] for u, t, f, r in zip(usual, goals, found, ranks, strict=True)])
     return np.array(falls).T.tolist()
 
 

@@ -33,6 +33,7 @@ from mercer.app.heads import describe, whereabouts
 from mercer.app.oof import Judged, to_table
 from mercer.app.progress import Watch
 from mercer.app.report import render
+from mercer.app.scores import main
 from mercer.app.store import Model, save
 from mercer.app.tables import read_table, size_of
 from mercer.app.targets import Target, find_targets
@@ -181,7 +182,8 @@ def _facts(
         known = target.take(rows)
         targets.append({
             "name": target.name, "task": target.task, "classes": target.classes, "oof": places[i],
-            "leaderboard": say.leaderboard(target, i, outcome), "coverage": say.coverage(known, measured[i]),
+            "ranks": main(target), "leaderboard": say.leaderboard(target, i, outcome),
+            "coverage": say.coverage(known, measured[i]),
             "worst": say.worst(known, judged[i], frame, ready.rows[rows] + 1, learned["order"]),
         })  # fmt: skip
     folds = len(np.unique(outcome.folds[rows]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mercer.app.blocks import Section, bar, heads, section
-from mercer.app.scores import MAIN, NAMES
+from mercer.app.scores import NAMES, SKILL
 from mercer.app.words import fixed, number, percent, shown
 
 
@@ -35,7 +35,7 @@ def data(facts: dict[str, Any]) -> Section:
 
 def _board(target: dict[str, Any], several: bool) -> dict[str, Any]:
     keys = list(target["leaderboard"][0]["scores"])
-    main = MAIN[target["task"]]
+    main = target["ranks"]
     rows = []
     for row in target["leaderboard"]:
         value = row["scores"][main]
@@ -56,4 +56,5 @@ def leaderboard(facts: dict[str, Any]) -> Section:
         "Every model was judged on the same folds, on rows it had not seen. The bar is the main score; ± is its "
         "standard error over the folds."
     ]  # fmt: skip
+    lines += [SKILL] if any(t["ranks"] == "skill" for t in facts["targets"]) else []
     return section("compare", "Leaderboard", "How it compares", lines, [_board(t, several) for t in facts["targets"]])

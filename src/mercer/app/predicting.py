@@ -15,7 +15,7 @@ from mercer.app.frame import Frame, expected, text_names
 from mercer.app.oof import distinct
 from mercer.app.places import check_apart, check_output
 from mercer.app.progress import Watch
-from mercer.app.scores import MAIN, NAMES, score
+from mercer.app.scores import NAMES, score
 from mercer.app.store import Interval, Model, load
 from mercer.app.tables import read_table, write_table
 from mercer.app.targets import Target
@@ -125,7 +125,7 @@ def as_text(facts: dict[str, Any]) -> str:
     """The facts as lines."""
     lines = [f"! {note}" for note in facts["notes"]]
     for entry in facts["scores"]:
-        main = MAIN["regression"]
+        main = "r2"
         held = f"; 90 % bands held {100 * entry['held']:.1f} %" if "held" in entry else ""
         lines.append(
             f"{shown(entry['target'])}: {NAMES[main]} {number(entry['scores'][main])} "

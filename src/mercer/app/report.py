@@ -12,7 +12,7 @@ import jinja2
 from mercer.app import opening, sections
 from mercer.app.blocks import Section, section
 from mercer.app.oof import Judged
-from mercer.app.scores import MAIN, NAMES
+from mercer.app.scores import NAMES
 from mercer.app.svg import drawing
 from mercer.app.words import count, fixed, percent, shown
 
@@ -20,7 +20,7 @@ from mercer.app.words import count, fixed, percent, shown
 def _tiles(facts: dict[str, Any]) -> list[dict[str, str]]:
     first = facts["targets"][0]
     board = first["leaderboard"]
-    ours, main = board[0], MAIN[first["task"]]
+    ours, main = board[0], first["ranks"]
     several = f" for {shown(first['name'], 24)}" if len(facts["targets"]) > 1 else ""
     tiles = [{"value": fixed(ours["scores"][main]), "text": f"{NAMES[main]}{several} on unseen rows"}]
     rivals = [row for row in board[1:] if row["name"] != "mean"]

@@ -8,43 +8,67 @@ from sklearn.metrics import roc_auc_score
 from mercer.app.targets import Target
 
 Scores = dict[str, float]
-MAIN = {"regression": "r2", "classification": "accuracy"}
+UNEVEN = 4.0  # times the rows of the rarest class that the commonest has: then accuracy flatters
 NAMES = {
     "r2": "R²", "mae": "mean absolute error", "rmse": "root mean squared error",
     "accuracy": "accuracy", "log_loss": "log loss", "auc": "area under ROC",
+    "skill": "skill", "balanced": "balanced accuracy",
 }  # fmt: skip
+
+SKILL = (
+    "The classes are uneven, so models are ranked by skill: the share of the log loss of guessing from the class "
+    "shares alone that is gone; 0 is no better than always saying the commonest class."
+)
+
+
+def main(target: Target) -> str:
+    """The score that ranks and compares models, larger is better: R2, accuracy or, with uneven classes, skill."""
+    if target.task == "regression":
+        return "r2"
+    rows = np.bincount(target.values, minlength=len(target.classes))
+    return "skill" if rows.max() >= UNEVEN * max(rows.min(), 1) else "accuracy"
 
 
 def _regression(true: np.ndarray, found: np.ndarray) -> Scores:
-    error = true - found
-    spread = float(((true - true.mean()) ** 2).sum())
+    unit = float(np.ptp(true)) or 1.0  # squares of very small or large numbers vanish or overflow
+    error, around = (true - found) / unit, (true - true.mean()) / unit
+    spread = float((around**2).sum())
     return {
         "r2": 1.0 - float((error**2).sum()) / spread if spread > 0 else float("nan"),
-        "mae": float(np.abs(error).mean()),
-        "rmse": float(np.sqrt((error**2).mean())),
+        "mae": unit * float(np.abs(error).mean()),
+        "rmse": unit * float(np.sqrt((error**2).mean())),
     }
 
 
-def _classification(codes: np.ndarray, chances: np.ndarray) -> Scores:
+def _classification(codes: np.ndarray, chances: np.ndarray, ranks: str) -> Scores:
     own = np.clip(chances[np.arange(len(codes)), codes], 1e-12, 1.0)
-    scores = {"accuracy": float((chances.argmax(1) == codes).mean()), "log_loss": float(-np.log(own).mean())}
-    areas = [
-        roc_auc_score(codes == c, chances[:, c]) for c in range(chances.shape[1]) if 0 < (codes == c).sum() < len(codes)
-    ]
-    return scores | ({"auc": float(np.mean(areas))} if areas else {})
+    right, loss = chances.argmax(1) == codes, float(-np.log(own).mean())
+    rows = np.bincount(codes)
+    areas = [roc_auc_score(codes == c, chances[:, c]) for c in np.flatnonzero(rows) if rows[c] < len(codes)]
+    scores = {"accuracy": float(right.mean())}
+    if ranks == "skill":  # the share of the log loss of the class shares that is gone: "always the majority" has none
+        shares = rows[rows > 0] / len(codes)
+        known = float(-(shares * np.log(shares)).sum())
+        recall = np.bincount(codes, weights=right)[rows > 0] / rows[rows > 0]
+        skill = 1.0 - loss / known if known > 0 else float("nan")
+        scores = {"skill": skill, **scores, "balanced": float(recall.mean())}
+    return scores | {"log_loss": loss} | ({"auc": float(np.mean(areas))} if areas else {})
 
 
-def score(target: Target, found: np.ndarray) -> Scores:
-    """Scores of predictions: n values for a regression target, n x classes chances for a classification target."""
+def score(target: Target, found: np.ndarray, ranks: str = "") -> Scores:
+    """Scores of predictions, the main one first: n values for numbers, n x classes chances for classes.
+
+    ranks: the main score where `target` is a part of the rows that decided it.
+    """
     if target.task == "regression":
         return _regression(target.values, found)
-    return _classification(target.values, found)
+    return _classification(target.values, found, ranks or main(target))
 
 
-def spread(target: Target, found: np.ndarray, folds: np.ndarray) -> float:
+def spread(target: Target, found: np.ndarray, folds: np.ndarray, ranks: str) -> float:
     """The standard error of the main score over the folds."""
     each = []
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
-        each.append(score(target.take(rows), found[rows])[MAIN[target.task]])
+        each.append(score(target.take(rows), found[rows], ranks)[ranks])
     return float(np.std(each, ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")

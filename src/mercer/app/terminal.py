@@ -11,7 +11,7 @@ from mercer.app.folder import check_files, read_manifest, strict_json
 from mercer.app.oof import from_table
 from mercer.app.places import check_report
 from mercer.app.report import render
-from mercer.app.scores import MAIN, NAMES
+from mercer.app.scores import NAMES
 from mercer.app.tables import replaced
 from mercer.app.words import number, percent, shown
 from mercer.errors import DataError
@@ -36,7 +36,7 @@ def fit_summary(facts: dict[str, Any], out: Path) -> str:
     several = len(facts["targets"]) > 1
     lines = [line for target in facts["targets"] for line in _board(target, several)]
     lines += [f"  {sentence}" for sentence in facts["algorithms"]]
-    score = MAIN[facts["targets"][0]["task"]]
+    score = facts["targets"][0]["ranks"]
     lines.append(f"  the first column ({NAMES[score]}) ranks; all models were judged on the same unseen rows")
     lines.append(f"{facts['seconds']['everything']:.1f} s -> {out}/report.html")
     return "\n".join(lines)
