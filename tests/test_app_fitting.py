@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mercer.app.bands import measure_numbers
 from mercer.app.columns import Column
 from mercer.app.facts import _doubt, _warning
 from mercer.app.fitting import repeated, split
@@ -44,3 +45,17 @@ def test_a_model_no_better_than_the_mean_is_announced():
     board = [{"name": "mercer", "scores": {"r2": -5.3}}, {"name": "mean", "scores": {"r2": -0.01}}]
     assert "do not use" in _warning(board, "r2")
     assert _warning([{"name": "mercer", "scores": {"r2": 0.4}}, board[1]], "r2") == ""
+
+
+def test_copies_calibrate_bands_once():
+    """Four copies of each residual would look like a spread known exactly at every place."""
+    random = np.random.default_rng(0)
+    x, y, found = random.normal(size=(150, 3)), random.normal(size=(150, 1)), 0.01 * random.normal(size=(150, 1))
+    folds = np.arange(150) % 5
+    once, _ = measure_numbers(np.hstack([x, found]), y, found, folds, 0)
+    again, (measured,) = measure_numbers(
+        *(np.tile(a, (4, 1)) for a in (np.hstack([x, found]), y, found)), np.tile(folds, 4), 0
+    )
+    assert len(again.scores) == len(once.scores) == 150 and len(measured.inside) == 600
+    new = random.normal(size=(500, 4))
+    np.testing.assert_allclose(again.spread(new), once.spread(new))

@@ -27,9 +27,10 @@ from mercer.kernels import Constant, Gaussian, Laplace, Linear, Matern, Riesz
 from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal, NeighbourRidge
 from mercer.learn.calibrate import Calibration
 from mercer.learn.centres import falkon, normal
+from mercer.learn.copies import once
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.plan import Plan, Speed, choose
-from mercer.learn.refine import refine
+from mercer.learn.refine import _better, refine
 from mercer.learn.solve import FOLDS, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target
@@ -485,3 +486,62 @@ def test_a_flag_that_says_nothing_does_not_set_rows_apart() -> None:
     assert kernel.lengthscale[1] > 3 * apart.lengthscale[1] and torch.equal(kernel.lengthscale[0], apart.lengthscale[0])
     same, _ = refine(Laplace([1.0, 2.0]), 0.05, table[:, :1].expand(-1, 2), target, judge, Clock.of(None), 1e-6, True)
     assert torch.allclose(same.lengthscale, Laplace([1.0, 2.0]).lengthscale)
+
+
+@pytest.mark.parametrize("learner", [*REGRESSORS, KernelClassifier])
+def test_a_table_copied_four_times_teaches_what_it_taught_once(learner: Any) -> None:
+    """Copies would predict each other: left-out errors and likelihood would praise a model without noise."""
+    x, clean = problem(150, 3, seed=4)
+    y = clean + 0.4 * rng(5).normal(size=150)
+    y = (y > 0).astype(int) if learner is KernelClassifier else y
+    plain, copied = (learner(random_state=0).fit(np.tile(x, (k, 1)), np.tile(y, k)) for k in (1, 4))
+    new = rng(6).normal(size=(300, 3))
+    guess = [m.predict_proba(new) if learner is KernelClassifier else m.predict(new) for m in (plain, copied)]
+    assert float(np.square(guess[0] - guess[1]).mean()) < 0.01 * float(guess[0].var())
+    if learner is not KernelClassifier:
+        width = [np.subtract(*m.predict_interval(new, 0.9)[::-1]).mean() for m in (plain, copied)]
+        assert width[1] == pytest.approx(width[0], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "copies"),
+    [
+        (np.tile(rng(0).normal(size=(100, 2)), (3, 1)), np.tile(rng(1).normal(size=100), 3), True),
+        (np.tile(rng(0).integers(0, 50, size=(300, 3)), (2, 1)), np.tile(rng(1).integers(0, 9, size=300), 2), True),
+        (rng(0).integers(0, 4, size=(900, 3)), rng(1).poisson(2, size=900), False),  # categories and counts
+        (rng(0).integers(0, 2, size=(900, 6)), rng(0).integers(0, 2, size=(900, 6)).sum(1) % 2, False),  # logic
+        (rng(0).normal(size=(60, 3))[rng(2).integers(0, 60, 900)], rng(1).poisson(2, size=900), False),  # a design
+        (rng(0).normal(size=(60, 3))[rng(2).integers(0, 60, 900)], rng(1).normal(size=900), False),  # measured again
+    ],
+)
+def test_only_rows_that_chance_cannot_explain_are_copies(x: np.ndarray, y: np.ndarray, copies: bool) -> None:
+    table, goal = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)[:, None]
+    kept, place = once(table, goal)
+    whole_rows = np.concatenate([x, y[:, None]], 1)
+    np.testing.assert_array_equal(whole_rows[kept][place], whole_rows)
+    assert len(kept) == (len(np.unique(whole_rows, axis=0)) if copies else len(x))
+
+
+def test_a_table_without_noise_is_fitted_to_its_last_digits() -> None:
+    """With a floor of 1e-6 the error was 0.005, and stretched lengthscales varied from fit to fit."""
+    x, new = rng(0).normal(size=(200, 2)), rng(1).normal(size=(2000, 2))
+    y, true = (np.round(z[:, 0] + z[:, 1] ** 2, 4) for z in (x, new))
+    model = KernelRidge(random_state=0).fit(x, y)
+    assert float(np.median(np.abs(model.predict(new) - true))) < 3e-4
+    low, high = model.predict_interval(new, 0.9)
+    assert 0.85 < ((low <= true) & (true <= high)).mean() < 0.96
+
+
+def test_a_few_hard_rows_do_not_choose_the_kernel() -> None:
+    usual, hard = torch.full((100,), 1.0), torch.full((100,), 1.05)
+    hard[0] = -20.0  # the mean is less, thanks to one row
+    assert float(hard.mean()) < 0.99 and not _better(hard, usual)
+    assert _better(0.98 * usual, usual) and not _better(0.995 * usual, usual)
+
+
+def test_iterations_that_go_astray_give_way_to_a_direct_solution() -> None:
+    x = rng(0).normal(size=(5200, 4))
+    y = x[:, 0] + x[:, 1] ** 2 + np.sin(2 * x[:, 2]) * x[:, 3]
+    kernel = Gaussian([11.0, 2.3, 1.1, 5.9])
+    model = KernelRidge(kernel, 1e-6, learn=False, random_state=0).fit(x[:5100], y[:5100])
+    assert model.score(x[5100:], y[5100:]) > 0.999

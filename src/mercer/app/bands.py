@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.copies import once
 
 COVERAGE = 0.9
 ENOUGH = 20  # rows of a class that can tell a threshold of 95 %
@@ -92,12 +94,17 @@ def _least(true: np.ndarray, inside: np.ndarray) -> tuple[int, float, int] | Non
 
 
 def _numbers(
-    place: np.ndarray, true: np.ndarray, found: np.ndarray, parts: Sequence[np.ndarray], seed: int
+    place: np.ndarray,
+    true: np.ndarray,
+    found: np.ndarray,
+    parts: Sequence[np.ndarray],
+    kept: np.ndarray,
+    seed: int,
 ) -> list[Measured]:
     low, high, pit = np.empty_like(true), np.empty_like(true), np.empty_like(true)
     hits = np.empty((len(LEVELS), *true.shape), dtype=bool)
     for rows in parts:
-        others = np.setdiff1d(np.arange(len(true)), rows)
+        others = np.setdiff1d(kept, rows)
         calibrator = LocalConformal(scale=False, random_state=seed).fit(place[others], (true - found)[others])
         spread = calibrator.spread(place[rows])
         for level, inside in zip(LEVELS, hits, strict=True):
@@ -138,10 +145,13 @@ def measure_numbers(
 ) -> tuple[LocalConformal, list[Measured]]:
     """(calibrator of all rows, what calibrators of the other folds did on each fold, for each target).
 
-    place: n x d, where the width is looked up; true, found: n x targets, found out of fold.
+    place: n x (d + targets), where the width is looked up, predictions last; true, found: n x targets, found out of
+    fold. Copies of a row calibrate once.
     """
-    measured = _numbers(place, true, found, _parts(folds, seed), seed)
-    return LocalConformal(scale=False, random_state=seed).fit(place, true - found), measured
+    columns = np.ascontiguousarray(place[:, : place.shape[1] - true.shape[1]])
+    kept, _ = once(torch.from_numpy(columns), torch.from_numpy(true))
+    measured = _numbers(place, true, found, _parts(folds, seed), kept, seed)
+    return LocalConformal(scale=False, random_state=seed).fit(place[kept], (true - found)[kept]), measured
 
 
 def measure_classes(

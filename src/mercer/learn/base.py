@@ -22,8 +22,10 @@ from mercer.kernel import Kernel
 from mercer.learn import plan as planning
 from mercer.learn.centres import falkon, normal
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.copies import once
+from mercer.learn.likelihood import LEAST
 from mercer.learn.refine import ROWS, refine
-from mercer.learn.solve import Fitted, exact, whole
+from mercer.learn.solve import FLOOR, LOOSE, Fitted, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import LAST, SPREAD, Clock, defaults, learn
@@ -44,7 +46,7 @@ class KernelEstimator(BaseEstimator, ABC):
     random_state: Any
     _profile: bool = True  # the output scale is not a parameter: only the ratio of noise to scale decides predictions
     _noise_name = "alpha"
-    _least = 1e-6  # noise that learning may reach
+    _least = LEAST  # noise that learning may reach
     _spread = SPREAD
 
     def _read(self, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
@@ -70,26 +72,36 @@ class KernelEstimator(BaseEstimator, ABC):
         given = getattr(self, self._noise_name)
         noise = START if given is None else float(given)
         mine = self.kernel is None
+        least = self._least if len(x) <= planning.EXACT_ROWS else max(self._least, FLOOR)  # what the solve can bear
         candidates = defaults(x.shape[1], not self._profile) if mine else [copy.deepcopy(self.kernel)]
         if not self.learn or bool((y == y[0]).all()):
             return candidates[0], noise
         found = learn(
             candidates, noise, x, y, clock, generator,
             profile=self._profile, keep_noise=given is not None, progress=self.progress,
-            least=self._least, spread=self._spread,
+            least=least, spread=self._spread,
         )  # fmt: skip
         if given is not None or not self._profile:
             return found.kernel, found.noise
         many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
         rows = torch.randperm(len(x), generator=generator)[:ROWS]
-        return refine(found.kernel, found.noise, x[rows], y[rows], self._judge, clock, self._least, flags_only=many)
+        return refine(found.kernel, found.noise, x[rows], y[rows], self._judge, clock, least, flags_only=many)
 
-    def _judge(self, left_out: Tensor, y: Tensor) -> float:
-        """The error of left-out predictions of scaled y."""
-        return float((left_out - y).square().mean())
+    def _judge(self, left_out: Tensor, y: Tensor) -> float | Tensor:
+        """The error of left-out predictions of scaled y, of each row."""
+        return (left_out - y).square().mean(1)
 
-    def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Learn and solve for y: n c; sets the fitted attributes; returns (scaled x, scaled y)."""
+    def _once(self, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """`once` where the noise is learned: a given noise is the caller's word on what a row is worth."""
+        if getattr(self, self._noise_name) is None:
+            return once(x, y)
+        return np.arange(len(x)), np.arange(len(x))
+
+    def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Learn and solve for y: n c; sets the fitted attributes, `_left_out` of all rows among them.
+
+        Returns (scaled x, scaled y) of the rows learned from, which are all but copies, and which rows they are.
+        """
         clock = Clock.of(self.time_budget)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         generator = torch.Generator().manual_seed(int(seed))
@@ -98,17 +110,32 @@ class KernelEstimator(BaseEstimator, ABC):
         self.scaler_ = self._common if self._ours() else Scaler.identity(table.shape[1])
         self.target_, scaled = Target.fit(y, self._ours() or self.learn)
         x = self.scaler_(table)
+        kept, place = self._once(x, scaled)
+        x, scaled = x[kept], scaled[kept]
         kernel, noise = self._learned(x, scaled, clock, generator)
         plan = self._choose(kernel, x, scaled.shape[1], clock)
-        factors = self._factors(len(x))
         with torch.no_grad():
-            if plan.algorithm == "cholesky":
-                fitted = exact(kernel, noise, x, scaled, plan, factors, clock)
-            else:
-                run = {"cg": whole, "nystrom": normal, "falkon": falkon}[plan.algorithm]
-                fitted = run(kernel, noise, x, scaled, plan, factors, generator, clock)
+            fitted = self._solved(kernel, noise, x, scaled, plan, clock, generator)
         self._keep(kernel, fitted, clock)
-        return x, scaled
+        self._left_out = fitted.left_out[place]
+        return x, scaled, kept
+
+    def _solved(
+        self, kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: planning.Plan, clock: Clock,
+        generator: torch.Generator,
+    ) -> Fitted:  # fmt: skip
+        """The plan carried out; iterations that stay far from the solution give way to a direct one that is better."""
+        factors = self._factors(len(x))
+        if plan.algorithm == "cholesky":
+            return exact(kernel, noise, x, y, plan, factors, clock)
+        run = {"cg": whole, "nystrom": normal, "falkon": falkon}[plan.algorithm]
+        fitted = run(kernel, noise, x, y, plan, factors, generator, clock)
+        if fitted.plan.residual <= LOOSE:
+            return fitted
+        log.info("iterations stopped at a residual of %.1e: solving with kernel centres", fitted.plan.residual)
+        direct = planning.centres(len(x), plan.landmarks)
+        other = normal(kernel, noise, x, y, direct, factors, generator, clock)
+        return min(fitted, other, key=lambda found: float((found.left_out - y).square().mean()))
 
     def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
         left = None if clock.seconds is None else max(clock.seconds - clock.used(), 1.0)
@@ -125,8 +152,7 @@ class KernelEstimator(BaseEstimator, ABC):
     def _keep(self, kernel: Kernel, fitted: Fitted, clock: Clock) -> None:
         self.kernel_ = kernel.requires_grad_(False)
         setattr(self, f"{self._noise_name}_", fitted.noise)
-        self._points, self._weights, self._left_out = fitted.points, fitted.weights, fitted.left_out
-        self._factor = fitted.factor
+        self._points, self._weights, self._factor = fitted.points, fitted.weights, fitted.factor
         done = dataclasses.replace(fitted.plan, seconds=clock.used(), interrupted=clock.interrupted)
         self.plan_ = dataclasses.replace(done, sentence=planning.sentence(done))
         log.info("%s: %s", type(self).__name__, self.plan_.sentence)
@@ -178,8 +204,8 @@ class KernelEstimator(BaseEstimator, ABC):
         self.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
         self._factor = None
 
-    def _conformal(self, x: Tensor, scaled: Tensor) -> None:
-        """Intervals from the predictions of rows by fits without them."""
-        left = self._left_out.numpy()
+    def _conformal(self, x: Tensor, scaled: Tensor, kept: np.ndarray) -> None:
+        """Intervals from the predictions of the kept rows by fits without them."""
+        left = self._left_out[kept].numpy()
         self.conformal_ = LocalConformal(scale=False, random_state=0).fit(self._local(x, left), scaled.numpy() - left)
         del self._left_out

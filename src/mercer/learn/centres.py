@@ -65,8 +65,10 @@ def normal(
         w = weights(chosen, f)
         for rows, block in _blocks(kernel, points, z, held[f]):
             left_out[rows] = block @ w
-    found = weights(chosen, None).float()
-    return Fitted(z, found, left_out, chosen, dataclasses.replace(plan, jitter=jitter))
+    found = weights(chosen, None)
+    rounding = torch.finfo(torch.float32).eps * float(found.norm())  # of predictions in float32
+    dtype = torch.float32 if rounding < 0.01 * float((left_out - y).square().mean().sqrt()) else torch.float64
+    return Fitted(z.to(dtype), found.to(dtype), left_out, chosen, dataclasses.replace(plan, jitter=jitter))
 
 
 class _Falkon(Operator):

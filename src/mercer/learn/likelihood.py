@@ -13,7 +13,7 @@ from mercer.kernel import Kernel
 from mercer.linalg.cholesky import Cholesky
 
 NARROW, WIDE = -11.5, 11.5  # of the logarithm of a positive parameter, unless it starts outside
-LEAST, MOST = 1e-6, 1e4  # noise
+LEAST, MOST = 1e-10, 1e4  # noise; a float64 factor of 5,000 rows rounds at 1e-12
 
 
 class Likelihood:

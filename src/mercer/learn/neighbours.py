@@ -19,6 +19,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn import plan as planning
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.copies import once
 from mercer.learn.regress import as_given
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
@@ -119,14 +120,17 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         self.scaler_ = Scaler.fit(table)
         self.target_, self._y = Target.fit(target.reshape(len(table), -1), True)
         self._x = self.scaler_(table)
+        kept, place = once(self._x, self._y)  # a copy would predict its twin
+        self._x, self._y = self._x[kept], self._y[kept]
         self._learn(clock)
         self._near = Neighbourhoods(self.kernel_, self.alpha_, self._x, self._y)
         k = self._served()
-        self.left_out_ = self.target_.back(self._near.left_out(torch.arange(len(table)), k).numpy())
-        wrong = target.reshape(len(table), -1) - self.left_out_
+        left_out = self.target_.back(self._near.left_out(torch.arange(len(kept)), k).numpy())
+        self.left_out_ = left_out[place]
+        wrong = target.reshape(len(table), -1)[kept] - left_out
         self.conformal_ = LocalConformal(random_state=0).fit(self._x.numpy(), wrong)
         plan = planning.Plan(
-            "neighbours", len(table), landmarks=k, seconds=clock.used(), interrupted=clock.interrupted,
+            "neighbours", len(kept), landmarks=k, seconds=clock.used(), interrupted=clock.interrupted,
             memory=CHUNK * 8 * k * (2 * k + table.shape[1] + 4),
         )  # fmt: skip
         self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": self._sentence(plan)})

@@ -103,6 +103,12 @@ def choose(n: int, seconds: float | None = None, speed: Speed | None = None, out
     return found["falkon" if more else "nystrom"]
 
 
+def centres(n: int, most: int) -> Plan:
+    """Kernel centres by normal equations: at most so many, within the memory budget."""
+    m = min(max(most, FEWEST), CENTRES, n, max(200, int((memory_budget() / 96) ** 0.5)))
+    return Plan("nystrom", n, landmarks=m, memory=64 * m * m + 2**23)
+
+
 def _seconds(algorithm: str, n: int, m: int, speed: Speed, columns: int, budget: int) -> float:
     if algorithm == "nystrom":
         return 2 * n * m / speed.values + (2.0 * n * m * m + 8 * m**3 / 1.5) / speed.flops

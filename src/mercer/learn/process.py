@@ -60,10 +60,11 @@ class GaussianProcessRegressor(KernelRegressor):
     def _factors(self, n: int) -> list[float]:
         return [] if self.learn else super()._factors(n)  # the likelihood's noise is the one the variance means
 
-    def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        self._data = super()._fit(table, y)
-        self._roots = [self._factor.lower] if self._factor is not None else self._centre_roots(self._data[0])
-        return self._data
+    def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        x, scaled, kept = super()._fit(table, y)
+        self._data = x, scaled
+        self._roots = [self._factor.lower] if self._factor is not None else self._centre_roots(x)
+        return x, scaled, kept
 
     @torch.no_grad()
     def _centre_roots(self, x: Tensor) -> list[Tensor]:

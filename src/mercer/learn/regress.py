@@ -37,9 +37,9 @@ class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
         target = np.asarray(y, dtype=np.float64)
         self._vector = target.ndim == 1
         columns = target.reshape(len(table), -1)
-        x, _ = self._fit(table, columns)
-        true = torch.from_numpy(self.target_.forward(columns))
-        self._conformal(x, true)
+        x, _, kept = self._fit(table, columns)
+        true = torch.from_numpy(self.target_.forward(columns[kept]))
+        self._conformal(x, true, kept)
         return self
 
     def _units(self, scores: np.ndarray) -> np.ndarray:

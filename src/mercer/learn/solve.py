@@ -22,6 +22,7 @@ from mercer.operators.shifted import Shifted
 
 FOLDS = 4
 TOLERANCE = 2e-3  # of a residual in units of y: far below what noise leaves to be known
+LOOSE = 10 * TOLERANCE  # a residual beyond which iterations may have found anything
 FLOOR = 1e-6  # smallest noise of the float32 paths, relative to the kernel's diagonal
 
 

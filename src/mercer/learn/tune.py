@@ -18,7 +18,7 @@ from torch import Tensor
 from mercer.errors import NotPositiveDefiniteError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian, Laplace, Matern, Scaled
-from mercer.learn.likelihood import Likelihood
+from mercer.learn.likelihood import LEAST, Likelihood
 
 log = logging.getLogger("mercer")
 
@@ -185,7 +185,7 @@ def _quickest(target: Likelihood) -> Iterator[None]:
 def learn(
     candidates: Sequence[Kernel], noise: float, x: Tensor, y: Tensor, clock: Clock, generator: torch.Generator,
     profile: bool = True, keep_noise: bool = False, progress: Progress | None = None, share: float = 0.5,
-    least: float = 1e-6,
+    least: float = LEAST,
     spread: float = SPREAD,
 ) -> Learned:  # fmt: skip
     """The candidate and parameters of the largest marginal likelihood.
