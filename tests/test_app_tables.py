@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skrub import SquashingScaler
 
-from mercer.app import encoders, targets, words
+from mercer.app import encoders, scores, targets, words
 from mercer.app.columns import Column, as_kind, refined, to_column
 from mercer.app.exits import UsageError
 from mercer.app.frame import Frame, TableEncoder, expected, suspicious, training_frame
 from mercer.app.tables import read_table, without_formulas, write_table
 from mercer.errors import DataError, MercerError
+from mercer.learn import KernelRidge
 
 
 def column(name, values, kind="number"):
@@ -383,3 +384,15 @@ def test_wrong_times_are_named(text):
 def test_hostile_names_are_made_plain():
     assert words.shown("\u202eevil\u200b\x1b[31m\n") == "evil [31m"
     assert len(words.shown("x" * 10_000)) <= 40
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-160, 1.0, 1e140])
+def test_scores_and_the_learner_do_not_care_about_the_unit(unit):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    y = x[:, 0] + 0.1 * rng.normal(size=60)
+    found = KernelRidge(random_state=0, time_budget=2.0).fit(x, unit * y).predict(x)
+    rated = scores.score(targets.Target("y", "regression", unit * y, [], "number"), found)
+    by_hand = 1 - np.mean((found / unit - y) ** 2) / y.var()
+    assert rated["r2"] == pytest.approx(by_hand, abs=1e-9) and by_hand > 0.9
+    assert rated["rmse"] / unit == pytest.approx(np.sqrt(np.mean((found / unit - y) ** 2)))

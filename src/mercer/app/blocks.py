@@ -20,5 +20,6 @@ def heads(*pairs: tuple[str, str]) -> list[dict[str, str]]:
     return [{"text": text, "kind": kind} for text, kind in pairs]
 
 
-def bar(share: float, colour: str = "") -> dict[str, Any]:
-    return {"share": float(np.clip(share, 0.0, 1.0)) if np.isfinite(share) else 0.0, "colour": colour}
+def bar(share: float | None, colour: str = "") -> dict[str, Any]:
+    known = share is not None and np.isfinite(share)
+    return {"share": float(np.clip(share or 0.0, 0.0, 1.0)) if known else 0.0, "colour": colour}

@@ -70,19 +70,14 @@ def _dictionary(data: pa.ChunkedArray) -> pa.ChunkedArray:
     return data.cast(data.type.value_type)
 
 
-_RULES: tuple[tuple[Callable[[pa.DataType], bool], str, Callable[[pa.ChunkedArray], np.ndarray]], ...] = (
-    (pa.types.is_boolean, "flag", _floats),
-    (pa.types.is_integer, "number", _floats),
-    (pa.types.is_floating, "number", _floats),
-    (pa.types.is_decimal, "number", _floats),
-    (pa.types.is_null, "number", _floats),
-    (pa.types.is_date, "date", _seconds),
-    (pa.types.is_timestamp, "date", _seconds),
-    (pa.types.is_time, "number", _seconds),
-    (pa.types.is_duration, "number", _seconds),
-    (pa.types.is_string, "text", _strings),
-    (pa.types.is_large_string, "text", _strings),
-    (pa.types.is_string_view, "text", _strings),
+_IS = pa.types
+_Rule = tuple[tuple[Callable[[pa.DataType], bool], ...], str, Callable[[pa.ChunkedArray], np.ndarray]]
+_RULES: tuple[_Rule, ...] = (
+    ((_IS.is_boolean,), "flag", _floats),
+    ((_IS.is_integer, _IS.is_floating, _IS.is_decimal, _IS.is_null), "number", _floats),
+    ((_IS.is_date, _IS.is_timestamp), "date", _seconds),
+    ((_IS.is_time, _IS.is_duration), "number", _seconds),
+    ((_IS.is_string, _IS.is_large_string, _IS.is_string_view), "text", _strings),
 )
 
 
@@ -90,8 +85,8 @@ def to_column(name: str, data: pa.ChunkedArray) -> Column | None:
     """The column in plain form, infinite and huge numbers as missing; None for nested and binary types: not used."""
     while pa.types.is_dictionary(data.type):
         data = _dictionary(data)
-    for fits, kind, read in _RULES:
-        if fits(data.type):
+    for tests, kind, read in _RULES:
+        if any(fits(data.type) for fits in tests):
             values = read(data)
             infinite = np.abs(values) > LARGEST if kind != "text" else np.zeros(0, dtype=bool)
             if infinite.any():

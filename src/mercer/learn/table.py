@@ -136,7 +136,9 @@ class Target:
             return cls(np.zeros(y.shape[1]), np.ones(y.shape[1])), torch.from_numpy(y.copy())
         y = np.stack([_clip(column, i) for i, column in enumerate(y.T)], 1)
         centre = y.mean(0)
-        scale = np.sqrt(np.mean(np.square(y - centre), 0))
+        unit = np.abs(y - centre).max(0)  # squares of very small numbers vanish
+        unit = np.where(unit > 0, unit, 1.0)
+        scale = unit * np.sqrt(np.mean(np.square((y - centre) / unit), 0))
         tiny = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max(0)
         scale = np.where(tiny, 1.0, scale)
         found = cls(centre, scale)
