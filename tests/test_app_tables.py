@@ -396,3 +396,16 @@ def test_scores_and_the_learner_do_not_care_about_the_unit(unit):
     by_hand = 1 - np.mean((found / unit - y) ** 2) / y.var()
     assert rated["r2"] == pytest.approx(by_hand, abs=1e-9) and by_hand > 0.9
     assert rated["rmse"] / unit == pytest.approx(np.sqrt(np.mean((found / unit - y) ** 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([*map(str, range(49)), "oops"], "'oops' is none, so all are taken as text; mend that cell"),
+        ([f"{i} %" for i in range(50)], "'0 %' is none, so all are taken as text; mend the 50 such cells"),
+        ([f"{1000 + i:,}" for i in range(50)], "'1,000' is none"), (["red", "7"] * 25, ""), (["a"] * 50 + ["b"], ""),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_almost_numbers_is_said(values, says):
+    notes = training_frame(pa.table({"x": values}), [])[1]
+    assert [n.dropped for n in notes] == [False] * bool(says) and all(says in n.text for n in notes)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mercer.app.columns import Column, as_kind, refined, to_column
+from mercer.app.columns import Column, as_kind, numbers_in, refined, to_column
 from mercer.app.encoders import (
     Encoder,
     LevelEncoder,
@@ -81,10 +81,26 @@ def training_frame(table: pa.Table, without: Sequence[str]) -> tuple[Frame, list
             else:
                 seen[key] = name
                 kept.append(column)
+                notes += _almost_numbers(column)
                 if column.infinite:
                     text = f"holds {count(column.infinite, 'infinite value')}, taken as missing"
                     notes.append(Note(name, text, False))
     return Frame(kept, table.num_rows), notes
+
+
+def _almost_numbers(column: Column) -> list[Note]:
+    """A note where a few cells, or a percent sign or commas, make a column of numbers one of text."""
+    if column.kind != "text":
+        return []
+    present = np.flatnonzero(~column.missing)
+    words = np.isnan(numbers_in(column.values[present]))
+    bare = pd.Series(column.values[present], dtype=object).str.replace(r"[%\s,]", "", regex=True)
+    if not words.any() or (words.mean() > 0.1 and np.isnan(numbers_in(bare.to_numpy())).mean() > 0.1):
+        return []
+    value = shown(column.values[present[words][0]], 20)
+    text = f"holds numbers, but '{value}' is none, so all are taken as text; mend {{}}"
+    many = int(words.sum())
+    return [Note(column.name, text.format("that cell" if many == 1 else f"the {many:,} such cells"), False)]
 
 
 def suspicious(frame: Frame, target: np.ndarray) -> list[Note]:
