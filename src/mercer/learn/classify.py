@@ -14,14 +14,15 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from mercer.errors import DataError
+from mercer.kernel import Kernel
 from mercer.learn import logistic
 from mercer.learn.base import KernelEstimator
 from mercer.learn.calibrate import Calibration
 from mercer.learn.regress import as_given
 from mercer.learn.table import Target
-from mercer.learn.tune import Clock
+from mercer.learn.tune import UNTOLD, Clock
 
-LATE = 0.85  # of the seconds: log odds are not begun later
+EARLY, LATE = 0.7, 0.35  # of the seconds: for learning the kernel, and at least for log odds
 
 
 class KernelClassifier(ClassifierMixin, KernelEstimator):
@@ -62,13 +63,11 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
             raise DataError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least two")
         one = np.eye(len(self.classes_))[codes]
         clock = Clock.of(self.time_budget)
-        x, _, *rest = self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
-        kept = rest[0] if rest else np.arange(len(codes))
+        x, _, kept = self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
         scores = self._each_class(self._left_out.numpy())
         del self._left_out
         self.calibration_ = Calibration.fit(scores, codes)
-        clock.interrupted = self.plan_.interrupted
-        if self.learn and self.alpha is None and not clock.over(LATE):
+        if self.learn and self.alpha is None and not self.plan_.interrupted:
             self._by_log_loss(x, codes[kept], self.calibration_.loss(scores, codes), clock)
         return self
 
@@ -76,8 +75,10 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         """Take log odds trained by log loss instead, where left-out rows say that they are better than `usual`."""
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         generator = torch.Generator().manual_seed(int(seed))
+        seconds = UNTOLD if clock.seconds is None else clock.seconds
+        own = Clock.of(max(seconds - clock.used(), LATE * seconds))
         try:
-            found = logistic.fit(self.kernel_, x, codes, usual, clock, generator)
+            found = logistic.fit(self.kernel_, x, codes, usual, own, generator)
         except KeyboardInterrupt:
             self.plan_ = dataclasses.replace(self.plan_, interrupted=True)
             return
@@ -94,6 +95,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
             sentence=f"{self.plan_.sentence}; then log odds by kernel logistic regression, "
             f"{len(found.points):,} kernel centres, {clock.used():.1f} s",
         )  # fmt: skip
+
+    def _learned(self, x: Tensor, y: Tensor, clock: Clock, generator: torch.Generator) -> tuple[Kernel, float]:
+        early = dataclasses.replace(clock, seconds=None if clock.seconds is None else EARLY * clock.seconds)
+        found = super()._learned(x, y, early, generator)
+        clock.interrupted = early.interrupted
+        return found
 
     def _judge(self, left_out: Tensor, y: Tensor) -> float:
         scores = self._each_class(left_out.numpy())

@@ -19,10 +19,10 @@ from mercer.learn.tune import UNTOLD, Clock, one_thread
 
 ROWS, FEW, CENTRES = 2000, 300, 600  # rows and kernel centres of the search, kernel centres of the fit
 STRETCH = (1.0, 2.0, 4.0, 8.0)  # log odds are smoother than memberships
-FIRST, STEP, LEAST = 1.0, 10**-0.5, 1e-4  # penalties
+FIRST, STEP, LEAST = 0.3, 10**-0.5, 1e-4  # penalties
 FOLDS = 4
 GAIN = 0.98  # of the log loss: a smaller gain is not worth leaving least squares
-HOPE = 1.25  # times the log loss of least squares: a worse search is not followed
+HOPE = 1.5  # times the log loss of least squares: a worse search is not followed
 BLOCK = 4096  # rows of kernel values formed at once
 MOST, RATE = 3e7, 2e7  # rows times centres of a fit; times classes, that are trained on in a second
 WEAK = 1e-2  # penalty of the log odds of a class
@@ -128,8 +128,7 @@ def _search(
     """(log loss, stretched kernel, penalty): for each stretch down the penalties while the left-out loss falls."""
     rows = torch.randperm(len(x), generator=generator)[:ROWS]
     x, codes = x[rows], codes[rows.numpy()]
-    fold = _folds(codes, generator)
-    tried = FOLDS if classes * len(x) <= 10_000 else 2
+    fold, tried = _folds(codes, generator), 1 if classes * len(x) > 10_000 else FOLDS
     soft = any(name.endswith("log_lengthscale") for name, _ in kernel.named_parameters())
     best, chosen, first = float("inf"), (kernel, FIRST), FIRST
     for factor in STRETCH if soft else STRETCH[:1]:
@@ -137,7 +136,7 @@ def _search(
         _, f = _Features.of(variant, x, x[:FEW])
         starts = [np.zeros((f.shape[1] + 1, classes))] * tried
         before, own, penalty = float("inf"), float("inf"), first
-        while penalty >= LEAST and not clock.over(0.95):
+        while penalty >= LEAST and not clock.over(0.5):
             loss, starts = _held_out(f, codes, classes, penalty, fold, starts)
             if loss < best:
                 best, chosen = loss, (variant, penalty)
@@ -145,7 +144,7 @@ def _search(
                 break
             before, own, first = loss, min(own, loss), penalty
             penalty *= STEP
-        if own > 1.02 * best or clock.over(0.95):
+        if own > 1.02 * best or clock.over(0.5):
             break
     return best, *chosen
 
@@ -172,7 +171,7 @@ def fit(
     fold, scores = _folds(codes, generator), np.full((len(x), classes), np.nan)
     zero = np.zeros((f.shape[1] + 1, classes))
     for k in range(FOLDS):
-        if k and (clock.over() or len(x) > 10 * ROWS):
+        if k and (clock.over(0.8) or len(x) > 10 * ROWS):
             break
         scores[fold == k] = _logits(f[fold == k], solve(f[fold != k], codes[fold != k], classes, penalty, zero, 60))
     judged = np.flatnonzero(np.isfinite(scores[:, 0]))
