@@ -1,0 +1,151 @@
+"""Answers about Toeplitz matrices, given by their lags `... 2n-1` (lag -(n-1) first): solves and log-determinants."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from mercer.errors import NotPositiveDefiniteError
+from mercer.operators.solvable import System, implicit_solve
+from mercer.operators.transform import convolve, embedded, fft_length
+
+DIRECT = 2048  # rows up to which Levinson's recursion is quicker than iterating
+TOLERANCE, MOST = 1e-12, 2000  # residual and iterations at which conjugate gradients stop
+
+
+def _product(lags: Tensor, v: Tensor) -> Tensor:
+    n = v.shape[-2]
+    return convolve(embedded(lags, n, n), v, n)
+
+
+def _direct(lags: Tensor, b: Tensor) -> Tensor:
+    """Levinson's recursion, matrix by matrix, and one step of refinement."""
+    n, c = b.shape[-2:]
+    batch = torch.broadcast_shapes(lags.shape[:-1], b.shape[:-2])
+    many, right = lags.expand(*batch, 2 * n - 1).reshape(-1, 2 * n - 1), b.expand(*batch, n, c).reshape(-1, n, c)
+
+    def once(rhs: Tensor) -> Tensor:
+        found = []
+        for t, r in zip(many.numpy(), rhs.numpy(), strict=True):
+            try:
+                x = scipy.linalg.solve_toeplitz((t[n - 1 :], t[n - 1 :: -1]), r)
+            except np.linalg.LinAlgError as error:
+                raise NotPositiveDefiniteError(f"a leading block of A is singular ({error}): add noise", 0.0) from error
+            found.append(torch.from_numpy(x))
+        return torch.stack(found)
+
+    x = once(right)
+    return (x + once(right - _product(many, x))).reshape(*batch, n, c)
+
+
+def _iterated(lags: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    """Conjugate gradients preconditioned by the circulant matrix nearest to A in the Frobenius norm [chan1988]."""
+    n = b.shape[-2]
+    k = torch.arange(n, dtype=lags.dtype)
+    back = torch.cat([torch.zeros_like(lags[..., :1]), lags[..., : n - 1]], -1)  # lag k - n, nothing for k = 0
+    near = torch.fft.rfft(((n - k) * lags[..., n - 1 :] + k * back) / n).real.unsqueeze(-2)
+    near = near.clamp_min(torch.finfo(lags.dtype).eps * float(near.abs().max()))
+
+    def precondition(r: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(r.mT) / near, n).mT
+
+    spectrum = embedded(lags, n, n)
+    x, r = torch.zeros_like(b), b.clone()
+    z = precondition(r)
+    p, rz = z, (r * z).sum(-2, keepdim=True)
+    goal, best, steps = TOLERANCE * b.norm(dim=-2), (math.inf, x), 0
+    for steps in range(1, MOST + 1):
+        ap = convolve(spectrum, p, n)
+        curve = (p * ap).sum(-2, keepdim=True)
+        alpha = torch.where(curve > 0, rz / curve, 0.0)
+        x, r = x + alpha * p, r - alpha * ap
+        size = r.norm(dim=-2)
+        worst = float((size / goal.clamp_min(1e-300)).max())
+        if worst < best[0]:
+            best = worst, x
+        if bool((size <= goal).all()) or not bool((alpha > 0).any()):
+            break
+        z = precondition(r)
+        before, rz = rz, (r * z).sum(-2, keepdim=True)
+        p = z + torch.where(before > 0, rz / before, 0.0) * p
+    return best[1], steps
+
+
+def solve(lags: Tensor, b: Tensor, symmetric: bool) -> tuple[Tensor, int]:
+    """(A^-1 b, iterations), worked in float64, differentiable to any order."""
+    steps = [1]
+
+    def run(transposed: bool, rhs: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        t, wide = tensors[0].detach().double().cpu(), rhs.detach().double().cpu()
+        t = t.flip(-1) if transposed else t
+        if symmetric and rhs.shape[-2] > DIRECT:
+            batch = torch.broadcast_shapes(t.shape[:-1], wide.shape[:-2])
+            x, steps[0] = _iterated(t, wide.expand(*batch, *wide.shape[-2:]))
+        else:
+            x = _direct(t, wide)
+        return x.to(rhs)
+
+    def product(transposed: bool, x: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        return _product(tensors[0].flip(-1) if transposed else tensors[0], x)
+
+    return implicit_solve(System(run, product), b, lags), steps[0]
+
+
+class _LogDet(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lags: Tensor) -> Tensor:
+        ctx.save_for_backward(lags)
+        n = (lags.shape[-1] + 1) // 2
+        half = lags.detach().double().cpu()[..., n - 1 :].reshape(-1, n).numpy()
+        return torch.tensor([_durbin(t) for t in half], dtype=torch.float64).reshape(lags.shape[:-1]).to(lags)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (lags,) = ctx.saved_tensors
+        return g.unsqueeze(-1) * _inverse_sums(lags)
+
+
+def logdet(lags: Tensor) -> Tensor:
+    """log det of symmetric positive definite Toeplitz matrices, `...`; differentiable to any order."""
+    return _LogDet.apply(lags) if lags.shape[-1] else lags.sum(-1)
+
+
+def _durbin(t: np.ndarray) -> float:
+    """The sum of the logarithms of the prediction errors of Durbin's recursion."""
+    total, error = 0.0, float(t[0])
+    a = np.empty(0)
+    for k in range(len(t)):
+        if k:
+            reflection = -(float(t[k]) + float(a @ t[k - 1 : 0 : -1])) / error
+            a = np.append(a + reflection * a[::-1], reflection)
+            error *= 1 - reflection * reflection
+        if not error > 0:
+            raise NotPositiveDefiniteError(
+                f"A is not positive definite: pivot {k} is {error:.3g}, the diagonal {float(t[0]):.3g}; add a shift",
+                error,
+            )
+        total += math.log(error)
+    return total
+
+
+def _inverse_sums(lags: Tensor) -> Tensor:
+    """The sums of A^-1 along its diagonals, from its first column by the formula of Gohberg and Semencul."""
+    n = (lags.shape[-1] + 1) // 2
+    unit = torch.zeros(n, 1, dtype=lags.dtype, device=lags.device)
+    unit[0] = 1
+    x = solve(lags, unit, True)[0][..., 0]
+    z = torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:].flip(-1)], -1)
+    weight = torch.arange(n, 0, -1, dtype=lags.dtype, device=lags.device)
+    size = fft_length(2 * n - 1)
+
+    def correlate(u: Tensor) -> Tensor:
+        both = torch.fft.rfft(weight * u, size) * torch.fft.rfft(u, size).conj()
+        return torch.fft.irfft(both, size)[..., :n]
+
+    half = (correlate(x) - correlate(z)) / x[..., :1]
+    return torch.cat([half[..., 1:].flip(-1), half], -1)

@@ -1,0 +1,119 @@
+"""Solvable: operators whose structure answers A x = b and log det A, and how such answers are differentiated."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mercer.errors import ConvergenceWarning, ShapeError
+from mercer.operator import Operator
+from mercer.solver import Solution
+
+Shift = float | Tensor
+
+# Nominal speeds of one core, for predicted seconds of structured products; a calibration may replace them.
+FFT_RATE = 2e9  # flops a second, counted as 2.5 L log2 L for a real transform of length L
+PASS_RATE = 1e9  # numbers a second that are copied, transposed or multiplied in passing
+SPARSE_RATE = 6e8  # stored entries a second and column of a sparse product
+TREE_RATE = 5e6  # neighbours a second that a k-d tree finds
+ENTRY_RATE = 3e6  # kernel values a second at a list of pairs
+CALL = 3e-5  # seconds of overhead of one such product
+MISSED = {torch.float64: 1e-6, torch.float32: 1e-3}  # residuals above which an answer says that it missed
+
+
+class Solvable(Operator, ABC):
+    """A square operator whose structure answers A x = b and log det A; each of them also for A + shift I.
+
+    shift: a number or a scalar tensor, which carries gradients. Answers are differentiable in b, in shift and in
+    whatever the operator is made of, to any order, by implicit differentiation.
+    """
+
+    @abstractmethod
+    def solve(self, b: Tensor, shift: Shift = 0.0) -> Solution:
+        """(A + shift I)^-1 b for b `... n c` or `n`, with the residual that was measured."""
+
+    @abstractmethod
+    def logdet(self, shift: Shift = 0.0) -> Tensor:
+        """log det (A + shift I), `...`. Raises NotPositiveDefiniteError where a factor is not positive."""
+
+
+def columns(op: Operator, b: Tensor) -> Tensor:
+    """b as `... n c`. Raises ShapeError or TypeError when A x = b cannot be asked."""
+    n, m = op.shape[-2:]
+    if n != m:
+        raise ShapeError(f"A x = b needs a square A, got {tuple(op.shape)}")
+    wide = b[:, None] if b.ndim == 1 else b
+    if wide.ndim < 2 or wide.shape[-2] != n:
+        raise ShapeError(f"A x = b: A has {n} rows, b has shape {tuple(b.shape)}; expected ... {n} c")
+    if b.dtype != op.dtype:
+        raise TypeError(f"A x = b: A is {op.dtype}, b is {b.dtype}; convert one of them")
+    return wide
+
+
+def as_shift(op: Operator, shift: Shift) -> Tensor:
+    """The shift as a scalar tensor in the operator's dtype."""
+    value = torch.as_tensor(shift, dtype=op.dtype, device=op.device)
+    if value.ndim:
+        raise ShapeError(f"shift has shape {tuple(value.shape)}; expected a number, or use Shifted and a solver")
+    return value
+
+
+def answer(op: Operator, x: Tensor, b: Tensor, shift: Tensor, iterations: int = 1) -> Solution:
+    """The Solution of (A + shift I) x = b with its measured residual; x: `... n c`, b: as it was given."""
+    wide = b[:, None] if b.ndim == 1 else b
+    with torch.no_grad():
+        value = x.detach()
+        norm = wide.norm(dim=-2).clamp_min(torch.finfo(wide.dtype).tiny)
+        error = (op.matmul(value) + shift * value - wide).norm(dim=-2) / norm
+        residual = float(error.max()) if error.numel() else 0.0
+    tolerance = MISSED[op.dtype]
+    if not residual <= tolerance:
+        text = f"{type(op).__name__}.solve: residual {residual:.1e} above {tolerance:g}; a larger shift would help"
+        warnings.warn(ConvergenceWarning(text, residual, iterations), stacklevel=3)
+    return Solution(x.squeeze(-1) if b.ndim == 1 else x, residual, iterations, residual <= tolerance, error)
+
+
+@dataclass(frozen=True)
+class System:
+    """A family of matrices A(tensors): solve(transposed, b, tensors) and product(transposed, x, tensors).
+
+    solve may use anything; product must be made of differentiable operations.
+    """
+
+    solve: Callable[[bool, Tensor, tuple[Tensor, ...]], Tensor]
+    product: Callable[[bool, Tensor, tuple[Tensor, ...]], Tensor]
+
+
+def implicit_solve(system: System, b: Tensor, *tensors: Tensor, transposed: bool = False) -> Tensor:
+    """A(tensors)^-1 b, differentiable in b and the tensors to any order: each gradient is one more solve."""
+    return _Implicit.apply(system, transposed, b, *tensors)
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, system: System, transposed: bool, b: Tensor, *tensors: Tensor) -> Tensor:
+        x = system.solve(transposed, b, tensors)
+        ctx.system, ctx.transposed, ctx.size = system, transposed, b.shape
+        ctx.save_for_backward(x, *tensors)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        higher, needs = torch.is_grad_enabled(), ctx.needs_input_grad[3:]
+        adjoint = implicit_solve(ctx.system, g, *tensors, transposed=not ctx.transposed)
+        found: list[Tensor | None] = [None] * len(tensors)
+        if any(needs):
+            with torch.enable_grad():  # aliases: the gradient must not reach the tensors through x
+                alias = [t.view_as(t) if higher and t.requires_grad else t.detach().requires_grad_() for t in tensors]
+                out = ctx.system.product(ctx.transposed, x if higher else x.detach(), tuple(alias))
+                wanted = [a for a, need in zip(alias, needs, strict=True) if need]
+                got = iter(torch.autograd.grad(out, wanted, -adjoint, create_graph=higher, allow_unused=True))
+            found = [next(got) if need else None for need in needs]
+        return None, None, adjoint.sum_to_size(ctx.size), *found
