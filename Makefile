@@ -24,7 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(READY): pyproject.toml constraints.txt requirements-dev.txt
+$(READY): pyproject.toml constraints.txt requirements-dev.txt hatch_build.py src/mercer/machine/core.cpp src/mercer/machine/build.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt -e ".[app]"

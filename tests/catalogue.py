@@ -201,7 +201,25 @@ def _gauss(x: Tensor, y: Tensor) -> Tensor:
 
 def _tiled(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> tuple[o.Operator, Tensor, list[Tensor]]:
     x, y = _leaf(*batch, n, 5, dtype=dtype, seed=1), _leaf(m, 5, dtype=dtype, seed=2)
-    return k.Gaussian()(x, y), _gauss(x, y), [x, y]
+    return o.Tiled(k.Gaussian(), x, y), _gauss(x, y), [x, y]
+
+
+def _fused(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The same operator in the compiled core."""
+
+    def made(*args: Any) -> Any:
+        op, matrix, leaves = make(*args)
+        return o.Fused(op), matrix, leaves
+
+    return made
+
+
+def _fused_mixture(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    x, y = _leaf(*batch, n, 5, dtype=dtype, seed=1), _leaf(m, 5, dtype=dtype, seed=2)
+    kernel = 0.5 * k.Gaussian().on([0, 1, 2, 3, 4]) + k.Linear(2.0).on(0) * k.Laplace(3.0) + k.Constant(0.25)
+    gaps = (x[..., :, None, :] - y[..., None, :, :]).abs()
+    other = x[..., :, None, 0] * y[..., None, :, 0] / 4 * torch.exp(-gaps.sum(-1) / 3)
+    return o.Fused(o.Tiled(kernel, x, y)), 0.5 * _gauss(x, y) + other + 0.25, [x, y]
 
 
 def _tiled_causal(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
@@ -211,13 +229,24 @@ def _tiled_causal(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) ->
 
 def _tiled_softmax(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
     x, y = _leaf(*batch, n, 4, dtype=dtype, seed=1), _leaf(m, 4, dtype=dtype, seed=2)
-    return k.ExpDot()(x, y).normalised(), torch.softmax(x @ y.mT / 2, -1), [x, y]
+    return o.Tiled(k.ExpDot(), x, y).normalised(), torch.softmax(x @ y.mT / 2, -1), [x, y]
+
+
+def _fused_softmax(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    x, y = _leaf(*batch, n, 4, dtype=dtype, seed=1), _leaf(m, 4, dtype=dtype, seed=2)
+    return o.Fused(o.Tiled(k.ExpDot(), x, y)).normalised(), torch.softmax(x @ y.mT / 2, -1), [x, y]
 
 
 def _causal_softmax(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
     x, y = _leaf(*batch, n, 4, dtype=dtype, seed=1), _leaf(m, 4, dtype=dtype, seed=2)
     scores = (x @ y.mT / 2).masked_fill(torch.ones(n, m).triu(1).bool(), -math.inf)
-    return k.ExpDot()(x, y).tril().normalised(), torch.softmax(scores, -1), [x, y]
+    return o.Tiled(k.ExpDot(), x, y).tril().normalised(), torch.softmax(scores, -1), [x, y]
+
+
+def _fused_causal_softmax(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    x, y = _leaf(*batch, n, 4, dtype=dtype, seed=1), _leaf(m, 4, dtype=dtype, seed=2)
+    scores = (x @ y.mT / 2).masked_fill(torch.ones(n, m).triu(1).bool(), -math.inf)
+    return o.Fused(o.Tiled(k.ExpDot(), x, y)).tril().normalised(), torch.softmax(scores, -1), [x, y]
 
 
 def _dense(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
@@ -227,7 +256,7 @@ def _dense(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
 
 def _deferred(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
     x, y = _leaf(*batch, n, 5, dtype=dtype, seed=1), _leaf(m, 5, dtype=dtype, seed=2)
-    return o.Dense.deferred(k.Gaussian()(x, y), 1.0), _gauss(x, y), [x, y]
+    return o.Dense.deferred(o.Tiled(k.Gaussian(), x, y), 1.0), _gauss(x, y), [x, y]
 
 
 def _lowrank(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
@@ -293,6 +322,11 @@ OPERATORS = [
     OperatorCase("Tiled-causal", _tiled_causal),
     OperatorCase("Tiled-softmax", _tiled_softmax, rows_sum_to_one=True),
     OperatorCase("Tiled-causal-softmax", _causal_softmax, rows_sum_to_one=True),
+    OperatorCase("Fused", _fused(_tiled)),
+    OperatorCase("Fused-mixture", _fused_mixture),
+    OperatorCase("Fused-causal", _fused(_tiled_causal)),
+    OperatorCase("Fused-softmax", _fused_softmax, rows_sum_to_one=True),
+    OperatorCase("Fused-causal-softmax", _fused_causal_softmax, rows_sum_to_one=True),
     OperatorCase("Dense", _dense),
     OperatorCase("Dense-deferred", _deferred),
     OperatorCase("Weighted", _weighted),
@@ -313,6 +347,10 @@ CANNOT: dict[tuple[str, str], str] = {
     ("Composed", "tril"): "the causal part of a composition is not a composition of causal parts",
     ("Selected", "tril"): "known by products only; Dense(A.dense()).tril() where the matrix fits",
     ("Normalised", "tril"): "the rows of a causal part have other sums: take tril() first, then normalised()",
+    ("Fused-softmax", "tril"): "the rows of a causal part have other sums: take tril() first, then normalised()",
+    ("Fused-causal-softmax", "tril"): "the rows of a causal part have other sums: take tril() first, then normalised()",
+    ("Fused-softmax", "empty"): "a softmax over no columns is not defined",
+    ("Fused-causal-softmax", "empty"): "a softmax over no columns is not defined",
     ("Tiled-softmax", "tril"): "the rows of a causal part have other sums: take tril() first, then normalised()",
     ("Tiled-causal-softmax", "tril"): "the rows of a causal part have other sums: take tril() first, then normalised()",
     ("Tiled-softmax", "empty"): "a softmax over no columns is not defined",
@@ -368,12 +406,21 @@ COVERED: dict[str, str] = {
     **{f"kernels.{type(case.make(3)).__name__}": _F + "formula" for case in KERNELS},
     "kernels.Columns": _F + "formula",
     "kernels.Kernel": _F + "all_triples_obey_the_algebra",
+    "numerics.squared_distance": "tests/test_numerics.py::test_squared_distance_against_exact_fractions",
+    "numerics.absolute_distance": "tests/test_numerics.py::test_absolute_distance_against_numpy_with_gradients",
+    "numerics.centre": "tests/test_numerics.py::test_centre_is_moved_neither_by_outliers_nor_by_nan",
+    **{
+        f"numerics.{name}": "tests/test_numerics.py::test_exponentials_and_logarithms_against_numpy"
+        for name in ("exp", "log", "log_add")
+    },
+    "machine.core": "tests/test_machine.py::test_products_stay_within_the_stated_error",
     "kernels.ProfileKernel": _F + "mixed_derivative_at_coincident_points",
     "kernels.EmpiricalNTK": "tests/test_ntk.py::test_kernel_equals_the_double_loop",
     **{
         f"operators.{name}": _OP + "product_and_transpose"
         for name in (
             "Tiled",
+            "Fused",
             "Converted",
             "Dense",
             "LowRank",

@@ -32,7 +32,7 @@ SPINE = {
     "kernel": 5, "feature": 6,
 }  # fmt: skip
 ROOMS = {
-    "kernels": 7, "operators": 7, "features": 8, "linalg": 8,
+    "numerics": 1, "machine": 6, "kernels": 7, "operators": 7, "features": 8, "linalg": 8,
     "learn": 9, "compare": 9, "compress": 9, "nn": 9, "app": 11,
 }  # fmt: skip
 SPINE_LINES, FILE_LINES, FUNCTION_LINES = 1200, 300, 50

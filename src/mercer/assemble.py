@@ -12,8 +12,6 @@ from mercer.domain import Domain, as_domain, finite
 from mercer.errors import MemoryBudgetError, ShapeError
 from mercer.operator import Diagonal, Operator
 
-FLOPS_PER_SECOND = 2e10  # about one core on float32 tiles; the choice depends on ratios alone
-
 
 @dataclass(frozen=True)
 class Request:
@@ -74,10 +72,9 @@ def candidates(request: Request) -> list[Candidate]:
         operator = propose(request)
         if operator is not None:
             cost = operator.cost(request.rhs)
-            flops = cost.flops(request.products)
-            fits = cost.memory <= request.memory
-            found.append(Candidate(operator, flops, cost.memory, flops / FLOPS_PER_SECOND, fits))
-    return sorted(found, key=lambda c: (not c.fits, c.flops, c.memory))
+            flops, seconds = cost.flops(request.products), cost.seconds(request.products)
+            found.append(Candidate(operator, flops, cost.memory, seconds, cost.memory <= request.memory))
+    return sorted(found, key=lambda c: (not c.fits, c.seconds, c.memory))
 
 
 def _request(kernel: Any, x: Any, y: Any, rhs: int, products: int) -> Request:

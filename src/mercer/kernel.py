@@ -20,10 +20,11 @@ from mercer.assemble import assemble
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.domain import Domain
 from mercer.errors import ShapeError, StructureError
+from mercer.numerics import centre, log, log_add
 from mercer.operator import Operator
 from mercer.parameter import Positive, WithParameters, like
 from mercer.shapes import shapes
-from mercer.statistic import Statistic, centre, log, log_add, pairwise
+from mercer.statistic import Statistic, pairwise
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Spectrum:
     coordinates: Callable[[Tensor], Tensor]
     isotropic: bool
     variance: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a kernel's program in postfix order, which compiled backends run in place of `block`.
+
+    op: constant, scale, add or multiply; or a profile of that name, of `statistic` taken of points(x, y), each * scale.
+    """
+
+    op: str
+    parameters: tuple[float | Tensor, ...] = ()
+    statistic: Statistic | None = None
+    points: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    scale: Tensor | None = None
 
 
 class Kernel(WithParameters, ABC):
@@ -64,6 +79,10 @@ class Kernel(WithParameters, ABC):
     def spectrum(self) -> Spectrum:
         """The spectral measure, where the kernel has one. Raises StructureError where it has none."""
         raise StructureError(f"{self!r} has no spectral measure; use features.Nystrom, which takes any psd kernel")
+
+    def program(self) -> list[Step] | None:
+        """The same function as steps for compiled backends, or None where it is not made of what they know."""
+        return None
 
     def workspace(self, d: int) -> int:
         """Numbers that `block` needs for each point beside the block itself; it bounds the height of a tile."""
@@ -147,13 +166,31 @@ class ProfileKernel(Kernel, ABC):
             raise ShapeError(f"{self!r}: lengthscale.d is {lengthscale.shape[-1]}, x.d is {x.shape[-1]}")
         return x / like(lengthscale, x)
 
-    def _reduce(self, x: Tensor, y: Tensor, profile: Callable[[Tensor], Tensor], multiply: Callable) -> Tensor:
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        """The profile's name and parameters in compiled backends, where they have it."""
+        return None
+
+    def program(self) -> list[Step] | None:
+        op, *parameters = self.native() or (None,)
+        if op is None:
+            return None
+        if type(self).coordinates is not ProfileKernel.coordinates:
+            return [Step(op, tuple(parameters), self.statistic, self._points)]
+        lengthscale = getattr(self, "lengthscale", None)
+        scale = None if lengthscale is None else 1 / lengthscale
+        return [Step(op, tuple(parameters), self.statistic, scale=scale)]
+
+    def _points(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates of both sides, shifted first where that changes nothing: scaling rounds far from the origin."""
         same = y is x
-        if Claim.STATIONARY in self.claims and y.shape[-2] > 0:  # before scaling, which rounds far from the origin
+        if Claim.STATIONARY in self.claims and y.shape[-2] > 0:
             middle = centre(y)
             x, y = x - middle, y - middle
         u = self.coordinates(x)
-        v = u if same else self.coordinates(y)
+        return u, u if same else self.coordinates(y)
+
+    def _reduce(self, x: Tensor, y: Tensor, profile: Callable[[Tensor], Tensor], multiply: Callable) -> Tensor:
+        u, v = self._points(x, y)
         if self.statistic is not Statistic.PER_AXIS:
             return profile(pairwise(self.statistic, u, v))
         total = profile(u[..., :, None, 0] - v[..., None, :, 0])
@@ -181,6 +218,7 @@ class _Combined(Kernel, ABC):
     _join: ClassVar[Any]  # two values -> one
     _log_join: ClassVar[Any]  # the same for their logarithms
     _symbol: ClassVar[str]
+    _op: ClassVar[str]
 
     def __init__(self, *parts: Kernel):
         super().__init__()
@@ -199,6 +237,9 @@ class _Combined(Kernel, ABC):
     def diagonal(self, x: Tensor) -> Tensor:
         return self._each(lambda k: k.diagonal(x), self._join)
 
+    def program(self) -> list[Step] | None:
+        return self._each(lambda k: k.program(), lambda a, b: a and b and [*a, *b, Step(self._op)])
+
     def workspace(self, d: int) -> int:
         return self._each(lambda k: k.workspace(d), operator.add)
 
@@ -212,14 +253,14 @@ class _Combined(Kernel, ABC):
 class Sum(_Combined):
     """k1(x, y) + k2(x, y) + ..."""
 
-    _rule, _symbol = staticmethod(claims.of_sum), " + "
+    _rule, _symbol, _op = staticmethod(claims.of_sum), " + ", "add"
     _join, _log_join = staticmethod(operator.add), staticmethod(log_add)
 
 
 class Product(_Combined):
     """k1(x, y) * k2(x, y) * ... (entry by entry)."""
 
-    _rule, _symbol = staticmethod(claims.of_product), " * "
+    _rule, _symbol, _op = staticmethod(claims.of_product), " * ", "multiply"
     _join, _log_join = staticmethod(operator.mul), staticmethod(operator.add)
 
 
@@ -245,6 +286,10 @@ class Scaled(Kernel):
     def spectrum(self) -> Spectrum:
         inner = self.kernel.spectrum()
         return replace(inner, variance=lambda: self.variance * inner.variance())
+
+    def program(self) -> list[Step] | None:
+        inner = self.kernel.program()
+        return inner and [*inner, Step("scale", (self.variance,))]
 
     def workspace(self, d: int) -> int:
         return self.kernel.workspace(d)
@@ -308,6 +353,19 @@ class Warped(Kernel):
     def spectrum(self) -> Spectrum:
         inner = self.kernel.spectrum()
         return replace(inner, coordinates=lambda x: inner.coordinates(self._moved(x)))
+
+    def program(self) -> list[Step] | None:
+        def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            u = self._moved(x)
+            return u, u if y is x else self._moved(y)
+
+        def moved(step: Step) -> Step:
+            after = step.points
+            points = both if after is None else lambda x, y: after(*both(x, y))
+            return step if step.statistic is None else replace(step, points=points)
+
+        inner = self.kernel.program()
+        return inner and [moved(step) for step in inner]
 
     def workspace(self, d: int) -> int:
         return self.kernel.workspace(d)

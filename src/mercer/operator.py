@@ -16,20 +16,33 @@ from mercer.budget import memory_budget
 from mercer.claims import LINEAR, NO_CLAIMS, Claim
 from mercer.errors import MemoryBudgetError, ShapeError, StructureError
 
+FLOPS_PER_SECOND = 2e10  # about one core; for operators that do not know their speed better
+
 
 @dataclass(frozen=True)
 class Cost:
-    """make: flops once; apply: flops of one product; memory: peak working bytes beyond inputs and output."""
+    """make: flops once; apply: flops of one product; memory: peak working bytes beyond inputs and output.
+
+    make_seconds, apply_seconds: the time of both, where it is known better than by flops.
+    """
 
     make: float
     apply: float
     memory: float
+    make_seconds: float | None = None
+    apply_seconds: float | None = None
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.make + other.make, self.apply + other.apply, max(self.memory, other.memory))
+        make, both = self.seconds(0) + other.seconds(0), self.seconds() + other.seconds()
+        flops = self.make + other.make, self.apply + other.apply
+        return Cost(*flops, max(self.memory, other.memory), make, both - make)
 
     def flops(self, products: int = 1) -> float:
         return self.make + products * self.apply
+
+    def seconds(self, products: int = 1) -> float:
+        make = self.make / FLOPS_PER_SECOND if self.make_seconds is None else self.make_seconds
+        return make + products * (self.apply / FLOPS_PER_SECOND if self.apply_seconds is None else self.apply_seconds)
 
 
 class Operator(ABC):

@@ -10,8 +10,8 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.kernel import Kernel
 from mercer.kernels.chain import chain, off_zero
+from mercer.numerics import squared_distance
 from mercer.shapes import shapes
-from mercer.statistic import squared_distance
 
 
 def _angle(s: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mercer.claims import PSD, Claim
-from mercer.kernel import Kernel
+from mercer.kernel import Kernel, Step
 from mercer.parameter import Positive, like
 from mercer.shapes import shapes
 
@@ -29,3 +29,6 @@ class Constant(Kernel):
     def block(self, x: Tensor, y: Tensor) -> Tensor:
         batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
         return like(self.variance, x).expand(*batch, x.shape[-2], y.shape[-2])
+
+    def program(self) -> list[Step] | None:
+        return [Step("constant", (self.variance,))]

@@ -31,6 +31,9 @@ class Linear(ProfileKernel):
     def profile(self, s: Tensor) -> Tensor:
         return s
 
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return ("identity",)
+
 
 class Polynomial(ProfileKernel):
     """Polynomial kernel: (sum_i x_i y_i / lengthscale_i^2 + offset)^degree.
@@ -52,6 +55,9 @@ class Polynomial(ProfileKernel):
 
     def profile(self, s: Tensor) -> Tensor:
         return (s + like(self.offset, s)) ** self.degree
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "polynomial", self.offset, self.degree
 
 
 class ExpDot(ProfileKernel):
@@ -77,3 +83,6 @@ class ExpDot(ProfileKernel):
 
     def log_profile(self, s: Tensor) -> Tensor:
         return s
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "exponential", 1.0

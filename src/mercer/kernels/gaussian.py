@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
+from mercer.numerics import exp
 from mercer.parameter import Positive
-from mercer.statistic import Statistic, exp
+from mercer.statistic import Statistic
 
 
 class Gaussian(ProfileKernel):
@@ -34,6 +35,9 @@ class Gaussian(ProfileKernel):
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -0.5 * s
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "exponential", -0.5
 
     def spectrum(self) -> Spectrum:
         """Frequencies are standard normal in the scaled coordinates [rahimi2007]."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
+from mercer.numerics import exp
 from mercer.parameter import Positive
-from mercer.statistic import Statistic, exp
+from mercer.statistic import Statistic
 
 
 class Laplace(ProfileKernel):
@@ -35,6 +36,9 @@ class Laplace(ProfileKernel):
 
     def log_profile(self, s: Tensor) -> Tensor:
         return -s
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "exponential", -1.0
 
     def spectrum(self) -> Spectrum:
         """Frequencies are independent Cauchy in each column [rahimi2007]."""

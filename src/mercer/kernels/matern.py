@@ -10,8 +10,9 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.kernel import ProfileKernel, Spectrum
 from mercer.kernels.chain import chain, off_zero
+from mercer.numerics import exp
 from mercer.parameter import Positive
-from mercer.statistic import Statistic, exp
+from mercer.statistic import Statistic
 
 # Functions of q = r^2. Each order's derivative is a multiple of the order below; see [rasmussen2006, eq. 4.16-4.17].
 _HALF = (lambda q: exp(q.sqrt(), -1.0), off_zero(lambda q: -0.5 * exp(q.sqrt(), -1.0) / q.sqrt()))
@@ -82,6 +83,9 @@ class Matern(ProfileKernel):
 
     def log_profile(self, s: Tensor) -> Tensor:
         return chain(2 * self.nu * s, *_LOG_LINKS[self.nu])
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return (f"matern{round(2 * self.nu)}2",)
 
     def spectrum(self) -> Spectrum:
         """Frequencies follow a multivariate t with 2 nu degrees of freedom [rasmussen2006, eq. 4.15]."""

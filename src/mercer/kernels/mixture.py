@@ -11,9 +11,9 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.errors import ShapeError
 from mercer.kernel import Kernel, Spectrum
+from mercer.numerics import centre, squared_distance
 from mercer.parameter import Positive, like
 from mercer.shapes import shapes
-from mercer.statistic import centre, squared_distance
 
 
 class SpectralMixture(Kernel):

@@ -11,8 +11,9 @@ from torch import Tensor
 from mercer.claims import PSD, Claim
 from mercer.errors import ShapeError
 from mercer.kernel import ProfileKernel, Spectrum
+from mercer.numerics import exp
 from mercer.parameter import Positive, like
-from mercer.statistic import Statistic, exp
+from mercer.statistic import Statistic
 
 
 def _per_column(name: str, value: Tensor, x: Tensor) -> Tensor:
@@ -55,6 +56,9 @@ class Periodic(ProfileKernel):
     def log_profile(self, s: Tensor) -> Tensor:
         return -0.5 * s
 
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "exponential", -0.5
+
 
 class Cosine(ProfileKernel):
     """Cosine kernel: cos(2 pi sum_i (x_i - y_i) / period_i), of rank two.
@@ -79,6 +83,9 @@ class Cosine(ProfileKernel):
 
     def profile(self, s: Tensor) -> Tensor:
         return s
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return ("identity",)
 
     def spectrum(self) -> Spectrum:
         """One frequency: 2 pi in every column, measured in periods."""

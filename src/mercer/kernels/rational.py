@@ -47,6 +47,9 @@ class RationalQuadratic(ProfileKernel):
     def profile(self, s: Tensor) -> Tensor:
         return self.log_profile(s).exp()
 
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "power", 0.5 / self.alpha, -self.alpha
+
     def spectrum(self) -> Spectrum:
         def sample(rank: int, d: int, generator: torch.Generator | None) -> Tensor:
             return _gamma_mixture(self.alpha, rank, d, generator) / self.alpha.detach().sqrt()
@@ -75,6 +78,9 @@ class InverseMultiquadric(ProfileKernel):
 
     def profile(self, s: Tensor) -> Tensor:
         return torch.rsqrt(1 + s)
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return "power", 1.0, -0.5
 
     def spectrum(self) -> Spectrum:
         def sample(rank: int, d: int, generator: torch.Generator | None) -> Tensor:

@@ -34,3 +34,6 @@ class Riesz(ProfileKernel):
     def profile(self, s: Tensor) -> Tensor:
         half = self.power / 2
         return chain(s, lambda s: -(s**half), off_zero(lambda s: -half * s ** (half - 1)))
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        return ("root",) if self.power == 1 else None

@@ -95,3 +95,10 @@ class Wendland(ProfileKernel):
         j = self.dimension // 2 + self.smoothness + 1
         # beyond the support every link is zero; r = 1 there keeps the powers finite
         return chain(torch.clamp(s, max=1.0), *_links(j, self.smoothness))
+
+    def native(self) -> tuple[str, *tuple[float | Tensor, ...]] | None:
+        j, q = self.dimension // 2 + self.smoothness + 1, self.smoothness
+        # value t^e (a + b r + c r^2) and slope by s of t^(e - 1) (m + n r), over r where q is 0; t = (1 - r)_+
+        a, b, c = ((1, 0, 0), (1, j + 1, 0), (1, j + 2, (j * j + 4 * j + 3) / 3))[q]
+        m = (-0.5 * j, -0.5 * (j + 1) * (j + 2), -(j + 3) * (j + 4) / 6)[q]
+        return "wendland", j + q, a, b, c, m, (j + 1) * m if q == 2 else 0.0

@@ -3,6 +3,7 @@
 from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
 from mercer.operators.converted import Converted
 from mercer.operators.dense import Dense
+from mercer.operators.fused import Fused
 from mercer.operators.lowrank import LowRank
 from mercer.operators.positive import PositiveLowRank
 from mercer.operators.shifted import Shifted
@@ -13,6 +14,7 @@ __all__ = [
     "Converted",
     "Dense",
     "Diagonal",
+    "Fused",
     "LowRank",
     "Normalised",
     "Operator",

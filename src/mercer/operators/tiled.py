@@ -12,10 +12,10 @@ from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
+from mercer.numerics import exp
 from mercer.operator import Cost, Operator
 from mercer.operators.converted import Converted
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
-from mercer.statistic import exp
 
 TILE = 2**20  # entries of one tile: about the size of the caches
 LEAST = 256  # entries below which a tile is not cut further, however small the budget
@@ -95,7 +95,7 @@ class Tiled(Operator):
         return tile_sum(plan, [*rows, *cols, *parameters])[0]
 
     @property
-    def mT(self) -> Operator:
+    def mT(self) -> Tiled:
         part = {None: None, "lower": "upper", "upper": "lower"}[self.part]
         return Tiled(_Swapped.of(self.kernel), self.y, self.x, self.claims, part, self.log_scale, not self.transposed)
 

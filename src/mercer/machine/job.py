@@ -1,0 +1,245 @@
+"""A kernel's program on given points, run by the compiled core: products, gradients and log row sums."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mercer.kernel import Step
+from mercer.machine import library, threads
+from mercer.numerics import centre
+from mercer.statistic import Statistic
+
+STATISTICS = {Statistic.SQUARED_DISTANCE: 0, Statistic.DISTANCE: 1, Statistic.L1_DISTANCE: 2, Statistic.DOT: 3}
+NAMES = {torch.float32: "float", torch.float64: "double"}
+PARTS = {None: 0, "lower": 1, "upper": 2}
+SHORT = 2e6  # entries of the matrix, weighed by what each takes, below which threads are not worth their start
+LEAST_ROWS = 1024  # of a task, where there are enough: each task packs all columns once
+
+
+class OutOfRange(Exception):
+    """Distances overflow: the core leaves such points to torch."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The points of one statistic, `... n d` and `... m d`, and what scales their columns: (d,) or None."""
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor | None
+    statistic: Statistic
+
+    def detached(self) -> Factor:
+        """The same without a graph; points that are one tensor on both sides stay one."""
+        x = self.x.detach()
+        y = x if self.y is self.x else self.y.detach()
+        return Factor(x, y, None if self.scale is None else self.scale.detach(), self.statistic)
+
+    def swapped(self) -> Factor:
+        """The same with rows and columns exchanged."""
+        return Factor(self.y, self.x, self.scale, self.statistic)
+
+
+def known(program: Sequence[Step] | None) -> bool:
+    """Whether the core runs such a program."""
+    if not program:
+        return False
+    depth = highest = 0
+    for step in program:
+        if step.op not in library.OPS or (step.statistic and step.statistic not in STATISTICS):
+            return False
+        if step.statistic is not None and STATISTICS[step.statistic] not in library.ON.get(step.op, (0, 1)):
+            return False
+        depth += -1 if step.op in ("add", "multiply") else 0 if step.op == "scale" else 1
+        highest = max(highest, depth)
+    factors = sum(step.statistic is not None for step in program)
+    return len(program) <= library.STEPS and 0 < factors <= library.FACTORS and highest <= library.DEPTH
+
+
+def prepare(program: Sequence[Step], x: Tensor, y: Tensor) -> tuple[list[Factor], Tensor]:
+    """(the factors on these points, all parameters as one float64 vector), differentiable."""
+    factors, numbers = [], []
+    for step in program:
+        numbers += [torch.as_tensor(p, dtype=torch.float64).reshape(()) for p in step.parameters]
+        if step.statistic is not None:
+            left, right = (x, y) if step.points is None else step.points(x, y)
+            scale = step.scale
+            if scale is not None and scale.ndim and scale.shape[-1] != left.shape[-1]:
+                raise OutOfRange  # the definition says what is wrong
+            factors.append(Factor(left, right, scale, step.statistic))
+    return factors, torch.stack(numbers) if numbers else torch.zeros(0, dtype=torch.float64)
+
+
+class Run:
+    """The program on prepared factors; each method is one pass over all pairs. No gradient is tracked here.
+
+    part: None, "lower" or "upper". row_bias, column_bias: `... n`, `... m`, added to a dot product.
+    """
+
+    def __init__(
+        self, program: Sequence[Step], factors: Sequence[Factor], parameters: Tensor, part: str | None = None,
+        row_bias: Tensor | None = None, column_bias: Tensor | None = None,
+    ):  # fmt: skip
+        self.program, self.parameters, self.part = program, parameters.detach().tolist(), part
+        self.factors = [f.detached() for f in factors]
+        self.row_bias, self.column_bias = row_bias, column_bias
+        self.steps = self._steps()
+
+    @property
+    def mT(self) -> Run:
+        """The transpose: rows and columns exchange their roles."""
+        part = {None: None, "lower": "upper", "upper": "lower"}[self.part]
+        other = Run.__new__(Run)
+        other.program, other.parameters, other.steps, other.part = self.program, self.parameters, self.steps, part
+        other.factors = [f.swapped() for f in self.factors]
+        other.row_bias, other.column_bias = self.column_bias, self.row_bias
+        return other
+
+    def _steps(self) -> ctypes.Array:
+        steps, place, factor = (library.Step * len(self.program))(), 0, 0
+        for to, step in zip(steps, self.program, strict=True):
+            to.op = library.OPS.index(step.op)
+            for i in range(len(step.parameters)):
+                to.p[i], place = self.parameters[place], place + 1
+            if step.statistic is not None:
+                to.factor, factor = factor, factor + 1
+        return steps
+
+    def product(self, v: Tensor, n: int) -> Tensor:
+        """K v: v `... m r` -> `... n r`."""
+        out = v.new_empty(*self._batch(v), n, v.shape[-1])
+        self._launch("product", n, v, out=out)
+        return out
+
+    def log_sums(self, n: int, m: int, like: Tensor) -> Tensor:
+        """The logarithm of every row sum, `... n 1`; only for the exponential of a dot product."""
+        out = like.new_empty(*self._batch(), n, 1)
+        self._launch("log_sums", n, like.new_zeros(m, 1), out=out)
+        return out
+
+    def gradient(self, left: Tensor, v: Tensor, points: Sequence[bool]) -> tuple[list[Tensor | None], Tensor]:
+        """Derivatives of sum_ij (left_i . v_j) k_ij: by the scaled points of the rows, and by the steps' numbers.
+
+        left: ... n r, v: ... m r. Returns (`... n d` for each factor, None where its `points` is False; steps x 2: the
+        sum over pairs of the derivative by log gain, and what the step keeps beside it).
+        """
+        n = left.shape[-2]
+        slopes = [
+            v.new_empty(*self._batch(v), n, f.x.shape[-1]) if want else None
+            for f, want in zip(self.factors, points, strict=True)
+        ]
+        shares = self._launch("gradient", n, v, left=left, slopes=slopes)
+        return slopes, shares
+
+    def _batch(self, *others: Tensor) -> torch.Size:
+        shapes = [t.shape[:-2] for f in self.factors for t in (f.x, f.y)]
+        return torch.broadcast_shapes(*shapes, *(t.shape[:-2] for t in others))
+
+    def _launch(
+        self, what: str, n: int, v: Tensor, out: Tensor | None = None, left: Tensor | None = None,
+        slopes: Sequence[Tensor | None] = (),
+    ) -> Tensor:  # fmt: skip
+        core = library.core()
+        if core is None:
+            raise OutOfRange
+        call = getattr(core, f"mercer_{what}_{NAMES[v.dtype]}")
+        stop, batch, m = threads.Stop(), self._batch(v), v.shape[-2]
+        width = sum(f.x.shape[-1] for f in self.factors) + v.shape[-1] + 8
+        entries = float(n) * m * max(math.prod(batch), 1) * width / 16
+        inline = entries < SHORT
+        rows = max(n, 1) if inline else _rows(n, math.prod(batch))
+        tasks: list[Callable[[], None]] = []
+        shares: list[Tensor] = []
+        for index in _indices(batch):
+            job, alive = self._job(n, m, v, out, left, slopes, index, batch, stop)
+            for first in range(0, n, rows):
+                share = torch.zeros(len(self.program), 2, dtype=torch.float64)
+                shares.append(share)
+                tasks.append(functools.partial(_call, call, job, alive, first, min(first + rows, n), share, what))
+        threads.run(tasks, stop, inline)
+        return torch.stack(shares).sum(0) if shares else torch.zeros(len(self.program), 2, dtype=torch.float64)
+
+    def _job(
+        self, n: int, m: int, v: Tensor, out: Tensor | None, left: Tensor | None, slopes: Sequence[Tensor | None],
+        index: tuple[int, ...], batch: torch.Size, stop: threads.Stop,
+    ) -> tuple[library.Job, list[object]]:  # fmt: skip
+        """The call for one matrix of the batch, and what must stay alive while it runs."""
+        alive: list[object] = [stop, self.steps]
+
+        def pick(t: Tensor) -> Tensor:
+            t = t.expand(*batch, *t.shape[-2:])[index] if batch else t
+            t = t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
+            alive.append(t)
+            return t
+
+        factors = (library.Factor * max(len(self.factors), 1))()
+        alive.append(factors)
+        for place, (to, f) in enumerate(zip(factors, self.factors, strict=False)):
+            x = pick(f.x)
+            y = x if f.y is f.x else pick(f.y)
+            to.x, to.y, to.d, to.statistic = x.data_ptr(), y.data_ptr(), x.shape[-1], STATISTICS[f.statistic]
+            to.x_stride, to.y_stride = x.stride(0), y.stride(0)
+            if f.scale is not None:
+                scale = f.scale.to(torch.float64).expand(x.shape[-1]).contiguous()
+                alive.append(scale)
+                to.scale = scale.data_ptr()
+            if f.statistic is not Statistic.DOT and m:
+                middle = centre(y).to(torch.float64).reshape(-1)
+                alive.append(middle)
+                to.centre = middle.data_ptr()
+            slope = slopes[place] if slopes else None
+            to.dx = slope[index].data_ptr() if slope is not None else None
+        job = library.Job(ctypes.addressof(factors), ctypes.addressof(self.steps), len(self.factors), len(self.steps))
+        job.n, job.m, job.r, job.part, job.stop = n, m, v.shape[-1], PARTS[self.part], stop.address
+        here = pick(v)
+        job.v, job.v_stride = here.data_ptr(), here.stride(0)
+        if out is not None:
+            job.out, job.out_stride = out[index].data_ptr(), out.stride(-2)
+        if left is not None:
+            here = pick(left)
+            job.left, job.left_stride = here.data_ptr(), here.stride(0)
+        for name in ("row_bias", "column_bias"):
+            bias = getattr(self, name)
+            if bias is not None:
+                bias = pick(bias[..., None])[:, 0].contiguous()
+                alive.append(bias)
+                setattr(job, name, bias.data_ptr())
+        return job, alive
+
+
+def _call(call: Callable, job: library.Job, alive: object, first: int, last: int, share: Tensor, what: str) -> None:
+    own = library.Job.from_buffer_copy(job)
+    own.first, own.last = first, last
+    own.shares = share.data_ptr() if what == "gradient" else None
+    outcome = call(ctypes.byref(own))
+    if outcome == library.NO_MEMORY:
+        raise MemoryError("no memory for the buffers of one thread of a kernel product")
+    if outcome == library.OUT_OF_RANGE:
+        raise OutOfRange
+
+
+def _rows(n: int, batch: int) -> int:
+    """Rows of one task: several tasks for each thread, but not so few rows that packing the columns shows."""
+    workers = max(torch.get_num_threads(), 1)
+    share = -(-n * batch // (4 * workers))
+    rows = max(share, min(-(-n * batch // workers), LEAST_ROWS))
+    return min(-(-rows // 6) * 6, max(n, 1))
+
+
+def _indices(batch: torch.Size) -> Iterator[tuple[int, ...]]:
+    if not batch:
+        yield ()
+        return
+    for flat in range(math.prod(batch)):
+        index = []
+        for size in reversed(batch):
+            flat, place = divmod(flat, size)
+            index.append(place)
+        yield tuple(reversed(index))

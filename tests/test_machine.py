@@ -1,0 +1,328 @@
+"""The compiled core: within its stated error of float64, inside its buffers, the same bits on any number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mercer.machine.library as library
+from mercer.kernels import (
+    Constant,
+    Cosine,
+    ExpDot,
+    Gaussian,
+    InverseMultiquadric,
+    Laplace,
+    Linear,
+    Matern,
+    Periodic,
+    Polynomial,
+    RationalQuadratic,
+    Riesz,
+    Wendland,
+)  # fmt: skip
+from mercer.machine import core
+from mercer.machine.build import build, compiler, cores
+from mercer.machine.job import Run, known, prepare
+from mercer.operators import Fused, Tiled
+
+ROOT = Path(__file__).parents[1]
+NAMES = [name for name in cores() if library.load(name) is not None]
+needs_core = pytest.mark.skipif(core() is None, reason="no compiled core was built here")
+KERNELS = {
+    "gaussian": (lambda d: Gaussian(d**0.5), lambda s, d: np.exp(-s / (2 * d))),
+    "matern12": (lambda d: Matern(0.5, d**0.5), lambda s, d: np.exp(-np.sqrt(s / d))),
+    "matern32": (
+        lambda d: Matern(1.5, d**0.5),
+        lambda s, d: (1 + np.sqrt(3 * s / d)) * np.exp(-np.sqrt(3 * s / d)),
+    ),
+    "matern52": (
+        lambda d: Matern(2.5, d**0.5),
+        lambda s, d: (1 + np.sqrt(5 * s / d) + 5 * s / (3 * d)) * np.exp(-np.sqrt(5 * s / d)),
+    ),
+    "rational": (lambda d: RationalQuadratic(d**0.5, 0.7), lambda s, d: (1 + s / (1.4 * d)) ** -0.7),
+    "inverse": (lambda d: InverseMultiquadric(d**0.5), lambda s, d: (1 + s / d) ** -0.5),
+    "riesz": (lambda d: Riesz(1.0, d**0.5), lambda s, d: -np.sqrt(s / d)),
+    "wendland": (
+        lambda d: Wendland(4 * d**0.5, 1, d),
+        lambda s, d: np.maximum(1 - np.sqrt(s / d) / 4, 0) ** (d // 2 + 3) * ((d // 2 + 3) * np.sqrt(s / d) / 4 + 1),
+    ),
+}
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def exact_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared distances from differences, in float64."""
+    return np.stack([np.square(row[None, :] - y).sum(-1) for row in x])
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("d", [1, 3, 4, 5, 16, 100, 2000])
+@pytest.mark.parametrize("offset", [0.0, 10.0, 100.0, 1e4])
+def test_products_stay_within_the_stated_error(name, d, offset, monkeypatch):
+    """Every profile at every offset, with duplicates and near duplicates, against differences in float64."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x, y, v = draw(40, d), draw(75, d, seed=1), draw(75, 2, seed=2)
+    y[:8], y[8:16] = x[:8], x[8:16] + 1e-3 * draw(8, d, seed=3)
+    for dtype, eps in ((np.float32, 1.2e-7), (np.float64, 2.3e-16)):
+        a, b, w = (t.astype(dtype) for t in (x + offset, y + offset, v))
+        s = exact_squares(a.astype(float), b.astype(float))
+        middle = np.median(b.astype(float), axis=0)
+        size = np.square(a - middle).sum(1)[:, None] + np.square(b - middle).sum(1)
+        for case, (make, formula) in KERNELS.items():
+            if d > 100 and case == "wendland":
+                continue  # (1 - r)^1000 is a matter of rounding alone
+            found = (Fused(Tiled(make(d), *map(torch.from_numpy, (a, b)))) @ torch.from_numpy(w)).detach().numpy()
+            # the statistic's error as docs/machine.md states it, through the slope of this profile; then the values
+            wrong = (d + 4) * eps * (s if d <= 4 else size)
+            if d > 4 and case in ("matern12", "riesz", "wendland"):
+                wrong = np.where(s < (1e-3 if eps > 1e-10 else 1e-6) * size, (d + 4) * eps * s, wrong)
+            step = np.abs(formula(s + wrong, d) - formula(np.maximum(s - wrong, 0), d))
+            power = 12 if case == "wendland" else 6
+            allowed = (step + power * eps * (np.abs(formula(s, d)) + 0.1)) @ np.abs(w.astype(float))
+            gap = np.abs(found - formula(s, d) @ w.astype(float))
+            assert (gap <= allowed).all(), (case, dtype, float((gap / allowed).max()))
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extremes(name, dtype, monkeypatch):
+    """Denormal and huge points, tiny and huge lengthscales, far pairs: the right limit, never NaN."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    tiny = torch.finfo(dtype).tiny / 8
+    x = torch.tensor([[0.0, 0.0], [tiny, 0.0], [1.0, -1.0], [1e12, 1e12]], dtype=dtype)
+    unit = torch.eye(4, dtype=dtype)
+    for kernel in (Gaussian(1.0), Matern(0.5), Matern(1.5), Matern(2.5), Laplace(), Wendland(0.5), RationalQuadratic()):
+        found = Fused(Tiled(kernel, x, x)) @ unit
+        wanted = kernel.block(x.double(), x.double())
+        assert torch.isfinite(found).all()
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=2e-7)
+    near = Fused(Tiled(Gaussian(1e-6), x, x)) @ unit
+    assert torch.equal(near, torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=dtype))
+    wide = Fused(Tiled(Gaussian(1e15), x, x)) @ unit
+    torch.testing.assert_close(wide, torch.ones_like(wide), rtol=0, atol=1e-5)
+    far = torch.tensor([[0.0], [torch.finfo(dtype).max ** 0.6]], dtype=dtype)
+    assert torch.equal(Fused(Tiled(Gaussian(1e-3), far, far)) @ torch.eye(2, dtype=dtype), torch.eye(2, dtype=dtype))
+
+
+PROGRAMS = [
+    Gaussian([0.5, 1.0, 2.0]), Laplace(0.8), Matern(0.5, 0.8), Matern(1.5, 2.0), Matern(2.5),
+    RationalQuadratic(0.9, 0.7), InverseMultiquadric(1.3), Riesz(), Wendland(3.0, 0), Wendland(3.0, 1),
+    Wendland(3.0, 2), Linear(2.0), Polynomial(3, 1.5, 0.7), ExpDot(1.2), ExpDot(), Periodic(1.0, 2.0),
+    Cosine(3.0), Constant(0.7) + Gaussian(),
+    2.0 * Matern(1.5) * Periodic() + Linear(), Gaussian().on([0, 2]) * Matern(0.5).on(1) + 0.3 * RationalQuadratic(),
+    Gaussian().warp(torch.nn.Linear(3, 2, dtype=torch.float64)),
+]  # fmt: skip
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", PROGRAMS, ids=repr)
+def test_gradients_of_every_program(name, kernel, monkeypatch):
+    """By x, y, v and every parameter, against autograd of the kernel's own block; for K(x, x) too."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x, y, v = (torch.from_numpy(draw(*shape, seed=4)).requires_grad_() for shape in ((41, 3), (29, 3), (29, 2)))
+    for left, right, rhs in ((x, y, v), (x, x, torch.from_numpy(draw(41, 1, seed=5)).requires_grad_())):
+        weight = torch.from_numpy(draw(41, rhs.shape[1], seed=6))
+        by = [left, rhs, *([right] if right is not left else []), *kernel.parameters()]
+        op = Fused(Tiled(kernel, left, right))
+        assert known(kernel.program())
+        found = torch.autograd.grad(((op @ rhs) * weight).sum(), by, allow_unused=True)
+        wanted = torch.autograd.grad(((kernel.block(left, right) @ rhs) * weight).sum(), by, allow_unused=True)
+        for got, true in zip(found, wanted, strict=True):
+            true = torch.zeros_like(got) if true is None else true
+            torch.testing.assert_close(got, true, rtol=1e-9, atol=1e-9 * float(true.abs().max()) + 1e-12)
+
+
+@needs_core
+def test_second_gradients_come_from_the_definition():
+    x = torch.from_numpy(draw(6, 2)).requires_grad_()
+    v = torch.from_numpy(draw(6, 1, seed=1)).requires_grad_()
+    kernel = Matern(2.5, 0.7)
+    assert torch.autograd.gradgradcheck(lambda x, v: Fused(Tiled(kernel, x, x)) @ v, (x, v))
+
+
+@needs_core
+def test_any_number_of_threads_gives_the_same_bits():
+    x, v = torch.from_numpy(draw(3000, 5)).float(), torch.from_numpy(draw(3000, 3, seed=1)).float()
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            out = Gaussian(2.0)(leaf) @ v
+            out.square().sum().backward()
+            found.append((out.detach(), leaf.grad))
+    finally:
+        torch.set_num_threads(before)
+    for out, grad in found[1:]:
+        assert torch.equal(out, found[0][0]) and torch.equal(grad, found[0][1])
+
+
+@needs_core
+def test_products_in_parallel_threads():
+    x, v = torch.from_numpy(draw(800, 3)), torch.from_numpy(draw(800, 1, seed=1))
+    wanted, found = Gaussian()(x) @ v, [None] * 6
+
+    def work(i: int) -> None:
+        found[i] = Gaussian()(x) @ v
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(torch.equal(f, wanted) for f in found)
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n, m, r", [(1, 1, 1), (5, 3, 2), (7, 64, 1), (65, 129, 3), (6, 1000, 5), (100, 1, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_buffers_are_poisoned_and_only_the_outputs_change(name, n, m, r, dtype, monkeypatch):
+    """Inputs lie between NaNs and outputs between sentinels, rows are strided: nothing outside is read or written."""
+    monkeypatch.setenv("MERCER_CORE", name)
+
+    def guarded(rows: int, columns: int, fill: float) -> torch.Tensor:
+        return torch.full((rows + 4, columns + 3), fill, dtype=dtype)
+
+    kernel = 0.5 * Matern(1.5) + Gaussian([0.5, 1.0, 2.0, 1.0, 3.0]) * Laplace(3.0)
+    held = {}
+    for key, rows, columns, seed in (("x", n, 5, 0), ("y", m, 5, 1), ("v", m, r, 2), ("g", n, r, 3)):
+        whole = guarded(rows, columns, float("nan"))
+        inside = whole[2 : 2 + rows, 1 : 1 + columns]
+        inside.copy_(torch.from_numpy(draw(rows, columns, seed=seed)))
+        held[key] = inside
+    factors, parameters = prepare(kernel.program(), held["x"], held["y"])
+    run = Run(kernel.program(), factors, parameters)
+    out = guarded(n, r, 7.5)
+    target = out[2 : 2 + n, 1 : 1 + r]
+    run._launch("product", n, held["v"], out=target)
+    tile = kernel.block(held["x"].double(), held["y"].double())
+    torch.testing.assert_close(target.double(), (tile @ held["v"].double()).detach(), rtol=2e-5, atol=1e-5)
+    kept = out.clone()
+    kept[2 : 2 + n, 1 : 1 + r] = 7.5
+    assert torch.equal(kept, torch.full_like(kept, 7.5))
+    slopes, _ = run.gradient(held["g"], held["v"], [True] * len(factors))
+    assert all(torch.isfinite(s).all() for s in slopes)
+
+
+@needs_core
+def test_ctrl_c_stops_a_long_product():
+    """A product of minutes ends within seconds of the signal, as KeyboardInterrupt."""
+    script = """
+import torch, time
+from mercer.kernels import Gaussian
+torch.set_num_threads(1)
+x = torch.randn(400_000, 30); v = torch.randn(400_000, 4)
+print("go", flush=True)
+try:
+    Gaussian(5.0)(x) @ v
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline().strip() == "go"
+    time.sleep(1.0)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert out.strip() == "stopped" and child.returncode == 0
+
+
+@needs_core
+def test_log_sums_do_not_overflow():
+    x, y = 40 * torch.from_numpy(draw(9, 4)), 40 * torch.from_numpy(draw(300, 4, seed=1))
+    found = Fused(Tiled(ExpDot(1.0), x, y)).stabilised()
+    assert isinstance(found, Fused)
+    torch.testing.assert_close(found.tiled.log_scale[:, 0], torch.logsumexp(x @ y.mT, -1), rtol=1e-13, atol=0)
+
+
+def test_without_a_core_tiles_do_the_work(monkeypatch):
+    x, v = torch.from_numpy(draw(20, 3)), torch.from_numpy(draw(20, 1, seed=1))
+    wanted = Gaussian().block(x, x) @ v
+    monkeypatch.setenv("MERCER_CORE", "off")
+    assert core() is None and isinstance(Gaussian()(x), Tiled)
+    torch.testing.assert_close(Gaussian()(x) @ v, wanted)
+    monkeypatch.setenv("MERCER_CORE", "of_no_such_processor")
+    assert core() is None and isinstance(Gaussian()(x), Tiled)
+
+
+@pytest.mark.skipif(compiler() is None or not sys.platform.startswith("linux"), reason="needs a compiler on Linux")
+def test_the_sanitisers_find_nothing(tmp_path):
+    """The tests of bounds and gradients again, on a core compiled with AddressSanitizer and UBSan."""
+    runtime = subprocess.run(
+        [str(compiler()), "-print-file-name=libasan.so"], capture_output=True, text=True
+    ).stdout.strip()  # fmt: skip
+    if not Path(runtime).is_absolute():
+        pytest.skip("this compiler has no AddressSanitizer")
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
+    widest = NAMES[0] if NAMES else "portable"
+    library_path = build(tmp_path, flags, only=widest)[0]
+    script = f"""
+import ctypes, torch
+import mercer.machine.library as library
+library.load = lambda name: ctypes.CDLL({str(library_path)!r})
+from mercer.operators import Fused, Tiled
+from mercer.kernels import *
+torch.set_num_threads(1)
+kernels = [Gaussian(), Gaussian([1.0, 2.0, 1.0, 1.0, 1.0, 0.5]), Laplace(), Matern(0.5), RationalQuadratic(),
+           ExpDot(1.0), Polynomial(2), Wendland(3.0, 1, 7), 0.5 * Matern(2.5) + Linear() * Riesz() + Constant()]
+for dtype in (torch.float32, torch.float64):
+    for n, m, d, r in ((1, 1, 1, 1), (7, 65, 3, 1), (131, 67, 6, 3), (5, 700, 6, 9), (50, 1, 6, 1)):
+        for kernel in kernels:
+            if isinstance(kernel, Gaussian) and kernel.lengthscale.ndim and d != 6:
+                continue
+            x, y = (torch.randn(k, d, dtype=dtype).requires_grad_() for k in (n, m))
+            v = torch.randn(m, r, dtype=dtype).requires_grad_()
+            (Fused(Tiled(kernel, x, y)) @ v).square().sum().backward()
+            (Fused(Tiled(kernel, x, y)).tril() @ v).square().sum().backward()
+        (Fused(Tiled(ExpDot(), x, y)).normalised() @ v).square().sum().backward()
+print("clean")
+"""
+    env = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "clean", done.stderr[-3000:]
+
+
+def test_the_core_of_another_version_is_refused(monkeypatch, caplog):
+    monkeypatch.setattr(library, "VERSION", -1)
+    library.load.cache_clear()
+    try:
+        name = library.wanted()
+        assert library.load(name) is None
+        if NAMES:
+            assert "another version" in caplog.text
+    finally:
+        library.load.cache_clear()
+
+
+def test_structures_match_the_source():
+    """The structures that ctypes passes have the fields of core.cpp, in order."""
+    source = (ROOT / "src/mercer/machine/core.cpp").read_text()
+    for kind in (library.Factor, library.Step, library.Job):
+        body = source.split(f"struct {kind.__name__} {{", 1)[1].split("\n};", 1)[0]
+        names = []
+        for line in body.splitlines():
+            for statement in line.split("//")[0].split(";"):
+                words = statement.replace("*", " ").replace("[6]", " ").replace("volatile", " ").split()
+                words = [w for w in words if w != "const"]
+                if len(words) > 1:
+                    names += [w.strip(",") for w in words[1:]]
+        assert names == [field[0] for field in kind._fields_]
+        assert ctypes.sizeof(kind) > 0
