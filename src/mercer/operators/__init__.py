@@ -1,20 +1,30 @@
 """Operators: linear maps. Importing this room registers the rules by which `assemble` finds them."""
 
 from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
+from mercer.operators.block import Block
+from mercer.operators.circulant import Circulant
 from mercer.operators.converted import Converted
 from mercer.operators.dense import Dense
 from mercer.operators.fused import Fused
+from mercer.operators.kronecker import Kronecker
 from mercer.operators.lowrank import LowRank
 from mercer.operators.positive import PositiveLowRank
 from mercer.operators.shifted import Shifted
+from mercer.operators.solvable import Solvable
+from mercer.operators.sparse import Sparse
 from mercer.operators.tiled import Tiled
+from mercer.operators.toeplitz import Toeplitz
+from mercer.operators.vecchia import Vecchia
 
 __all__ = [
+    "Block",
+    "Circulant",
     "Composed",
     "Converted",
     "Dense",
     "Diagonal",
     "Fused",
+    "Kronecker",
     "LowRank",
     "Normalised",
     "Operator",
@@ -22,6 +32,10 @@ __all__ = [
     "Scaled",
     "Selected",
     "Shifted",
+    "Solvable",
+    "Sparse",
     "Sum",
     "Tiled",
+    "Toeplitz",
+    "Vecchia",
 ]

@@ -59,7 +59,8 @@ def _iterated(lags: Tensor, b: Tensor) -> tuple[Tensor, int]:
     z = precondition(r)
     p, rz = z, (r * z).sum(-2, keepdim=True)
     goal, best, steps = TOLERANCE * b.norm(dim=-2), (math.inf, x), 0
-    for steps in range(1, MOST + 1):
+    while steps < MOST:
+        steps += 1
         ap = convolve(spectrum, p, n)
         curve = (p * ap).sum(-2, keepdim=True)
         alpha = torch.where(curve > 0, rz / curve, 0.0)

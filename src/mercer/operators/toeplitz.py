@@ -134,7 +134,9 @@ class Toeplitz(Solvable):
         make_seconds = (self._make + once) / FFT_RATE
         numbers = min(self._numbers() * rhs, max(memory_budget() // 2 // self.dtype.itemsize, self._numbers()))
         memory = (numbers + 6.0 * batch * length) * self.dtype.itemsize
-        return Cost(self._make + once, work + passing, memory, make_seconds, CALL + work / FFT_RATE + passing / PASS_RATE)
+        return Cost(
+            self._make + once, work + passing, memory, make_seconds, CALL + work / FFT_RATE + passing / PASS_RATE
+        )
 
     def dense(self) -> Tensor:
         self._fits()
