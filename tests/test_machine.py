@@ -326,3 +326,17 @@ def test_structures_match_the_source():
                     names += [w.strip(",") for w in words[1:]]
         assert names == [field[0] for field in kind._fields_]
         assert ctypes.sizeof(kind) > 0
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", PROGRAMS[:20], ids=repr)
+def test_the_matrix_itself(name, kernel, monkeypatch):
+    """dense() from the core equals the definition; under autograd it is the definition."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x, y = torch.from_numpy(draw(2, 13, 3)), torch.from_numpy(draw(150, 3, seed=1))
+    op = Fused(Tiled(kernel, x, y))
+    with torch.no_grad():
+        torch.testing.assert_close(op.dense(), kernel.block(x, y), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(op.tril().dense(), kernel.block(x, y).tril(), rtol=1e-12, atol=1e-14)
+    assert op.dense().requires_grad == any(p.requires_grad for p in kernel.parameters())

@@ -266,9 +266,8 @@ def test_memory_budget_is_honoured():
         with pytest.raises(MemoryBudgetError, match=r"mercer.memory"):
             Gaussian()(vectors(1000, 2)).dense()
         rows = candidates(request_for(Gaussian(), vectors(1000, 2), None, 1, 50))
-        assert [(r.name, r.fits) for r in rows] == [("Fused", True), ("Tiled", True), ("Dense", False)][
-            0 if core() else 1 :
-        ]
+        assert rows[0].name == "Tiled" and rows[0].fits and not any(r.fits for r in rows[1:])
+        assert "Dense" in [r.name for r in rows]
     assert memory_budget() >= 2**24 and free_memory() > 2**24
     assert [parse_bytes(t) for t in ("512M", "1.5GiB", "2k", 7)] == [2**29, 3 * 2**29, 2048, 7]
     for bad in ("four", "-1G", "", 0):

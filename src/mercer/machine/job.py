@@ -118,6 +118,12 @@ class Run:
         self._launch("product", n, v, out=out)
         return out
 
+    def block(self, n: int, m: int, like: Tensor) -> Tensor:
+        """The matrix itself, `... n m`."""
+        out = like.new_empty(*self._batch(), n, m)
+        self._launch("block", n, like.new_zeros(m, 0), out=out)
+        return out
+
     def log_sums(self, n: int, m: int, like: Tensor) -> Tensor:
         """The logarithm of every row sum, `... n 1`; only for the exponential of a dot product."""
         out = like.new_empty(*self._batch(), n, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import functools
 import os
@@ -44,7 +45,8 @@ def run(tasks: Sequence[Callable[[], None]], stop: Stop, inline: bool = False) -
         for task in tasks:
             task()
         return
-    running = [_pool(os.getpid(), torch.get_num_threads()).submit(task) for task in tasks]
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    running = [pool.submit(contextvars.copy_context().run, task) for task in tasks]  # with this thread's memory budget
     try:
         done, _ = wait(running, return_when=FIRST_EXCEPTION)
         for one in done:

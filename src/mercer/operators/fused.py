@@ -63,7 +63,17 @@ class Fused(Operator):
         return Cost(0, tiled.apply / 8, THREAD_BYTES * torch.get_num_threads())
 
     def dense(self) -> Tensor:
-        return self.tiled.dense()
+        tiled = self.tiled
+        tracked = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (tiled.x, tiled.y, tiled.log_scale, *tiled.kernel.parameters())
+        )
+        if tracked or torch._C._are_functorch_transforms_active() or core() is None:
+            return tiled.dense()
+        self._fits()
+        try:
+            return self.runs()[3].block(*self.shape[-2:], tiled.x)
+        except OutOfRange:
+            return tiled.dense()
 
     def diagonal(self) -> Tensor:
         return self.tiled.diagonal()

@@ -17,7 +17,7 @@ from mercer.operator import Cost, Operator
 from mercer.operators.converted import Converted
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
 
-TILE = 2**20  # entries of one tile: about the size of the caches
+TILE = 2**19  # entries of one tile: about the size of the caches of one core
 LEAST = 256  # entries below which a tile is not cut further, however small the budget
 COPIES = 8  # tile-sized temporaries alive at once while a block and its gradient are formed
 KERNEL_FLOPS = 30  # flops of one kernel value beside the 2 d of its statistic
@@ -50,7 +50,7 @@ class Tiled(Operator):
     def _tile_shape(self) -> tuple[int, int]:
         batch = max(math.prod(self.shape[:-2]), 1)
         points = self.kernel.workspace(self.x.shape[-1]) * self.dtype.itemsize * batch
-        budget = memory_budget() // 2
+        budget = memory_budget() // 2 // torch.get_num_threads()  # each thread works on a tile of its own
         entries = max(min(TILE, budget // (COPIES * self.dtype.itemsize)) // batch, LEAST)
         side = max(int(math.sqrt(entries)), 8)
         if points:  # two tiles' worth of per-point workspace must fit beside the entries
@@ -105,7 +105,8 @@ class Tiled(Operator):
         batch = max(math.prod(self.shape[:-2]), 1)
         work = batch * n * m * (2 * self.x.shape[-1] + KERNEL_FLOPS + 2 * rhs)
         points = self.kernel.workspace(self.x.shape[-1]) * (height + width)
-        return Cost(0, work, batch * self.dtype.itemsize * (COPIES * height * width + points))
+        memory = batch * self.dtype.itemsize * (COPIES * height * width + points)
+        return Cost(0, work, memory * torch.get_num_threads())
 
     def dense(self) -> Tensor:
         """The matrix itself, `... n m`, formed in tiles. Raises MemoryBudgetError when it does not fit."""

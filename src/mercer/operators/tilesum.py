@@ -8,12 +8,17 @@ calls itself gives gradients, gradients of gradients, and so on, each by recompu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mercer.machine.threads import Stop, run
+
+GROUPS = 16  # the most threads that share a sum; each holds its own column outputs
 
 Tensors = tuple[Tensor, ...]
 TileFunction = Callable[[int, int, Tensors, Tensors], tuple[Tensors, Tensors, Tensors]]
@@ -51,27 +56,63 @@ def _add(total: list[Tensor] | None, part: Tensors) -> list[Tensor]:
     return list(part) if total is None else [a + b for a, b in zip(total, part, strict=True)]
 
 
-def _run(plan: Plan, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+@dataclass
+class _Group:
+    """Consecutive stripes of rows, summed on one thread."""
+
+    stripes: range
+    rows: list[list[Tensor]]
+    cols: dict[int, list[Tensor] | None]
+    shared: list[Tensor] | None = None
+
+
+def _sum_group(plan: Plan, tensors: Sequence[Tensor], group: _Group, stop: Stop) -> None:
     row_in, col_in = tensors[: plan.rows], tensors[plan.rows : plan.rows + plan.cols]
-    row_out: list[list[Tensor]] = []
-    col_out: dict[int, list[Tensor] | None] = {}
-    shared_out: list[Tensor] | None = None
-    for i in range(0, max(plan.n, 1), plan.height):
+    for i in group.stripes:
         high = min(plan.height, plan.n - i)
         here = _cut(row_in, i, high)
         row_total: list[Tensor] | None = None
         for j in range(0, max(plan.m, 1), plan.width):
+            if stop:
+                return
             wide = min(plan.width, plan.m - j)
-            if row_total is not None and j in col_out and plan.skip and plan.skip(i, high, j, wide):
+            if row_total is not None and j in group.cols and plan.skip and plan.skip(i, high, j, wide):
                 continue
             r, c, s = plan.fn(i, j, here, _cut(col_in, j, wide))
             row_total = _add(row_total, r)
-            col_out[j] = _add(col_out.get(j), c)
-            shared_out = _add(shared_out, s)
-        row_out.append(row_total or [])
-    cols = [col_out[j] or [] for j in sorted(col_out)]
+            group.cols[j] = _add(group.cols.get(j), c)
+            group.shared = _add(group.shared, s)
+        group.rows.append(row_total or [])
+
+
+def _run(plan: Plan, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Groups of stripes side by side; how they are cut depends on the sizes alone, and so do the bits of the sums."""
+    starts = range(0, max(plan.n, 1), plan.height)
+    size = -(-len(starts) // GROUPS)
+    groups = [_Group(starts[k : k + size], [], {}) for k in range(0, len(starts), size)]
+    stop, tracked = Stop(), torch.is_grad_enabled()
+
+    def task(group: _Group) -> None:
+        with torch.set_grad_enabled(tracked):  # a setting of each thread
+            _sum_group(plan, tensors, group, stop)
+
+    run([functools.partial(task, group) for group in groups], stop, inline=not _worth_threads(plan, tensors, groups))
+    row_out = [part for group in groups for part in group.rows]
+    cols: dict[int, list[Tensor] | None] = {}
+    shared: list[Tensor] | None = None
+    for group in groups:
+        shared = _add(shared, tuple(group.shared or ()))
+        for j, part in group.cols.items():
+            cols[j] = _add(cols.get(j), tuple(part or ()))
     join = lambda parts: [p[0] if len(p) == 1 else torch.cat(p, -2) for p in zip(*parts, strict=True)]  # noqa: E731
-    return join(row_out), join(cols), shared_out or []
+    return join(row_out), join([cols[j] or [] for j in sorted(cols)]), shared or []
+
+
+def _worth_threads(plan: Plan, tensors: Sequence[Tensor], groups: Sequence[_Group]) -> bool:
+    """More than one group, on the CPU, outside torch.func (whose transforms belong to one thread)."""
+    if len(groups) < 2 or torch._C._are_functorch_transforms_active() or torch.is_inference_mode_enabled():
+        return False
+    return all(t.device.type == "cpu" for t in tensors)
 
 
 class _TileSum(torch.autograd.Function):
