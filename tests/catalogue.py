@@ -317,6 +317,48 @@ def _converted(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> An
     return o.Converted(o.Dense(a), dtype), a.to(dtype), [a]
 
 
+def _toeplitz(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    a, b = _leaf(*batch, n, dtype=dtype, seed=12), _leaf(m, dtype=dtype, seed=13)
+    entry = {(i, j): a[..., i - j] if i >= j else b[j - i].expand(batch) for i in range(n) for j in range(m)}
+    matrix = torch.stack([*entry.values()], -1).reshape(*batch, n, m) if entry else a.new_zeros(*batch, n, m)
+    return o.Toeplitz(a, b), matrix + 0 * b.sum(), [a, b]  # scipy.linalg.toeplitz, entry by entry
+
+
+def _circulant(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    a = _leaf(*batch, n, dtype=dtype, seed=12)
+    columns = [a.roll(j, -1) for j in range(n)]
+    return o.Circulant(a), torch.stack(columns, -1) if n else torch.zeros(*batch, 0, 0, dtype=dtype), [a]
+
+
+def _split(n: int) -> tuple[int, int]:
+    return next(((p, n // p) for p in range(2, n) if n % p == 0), (1, n))
+
+
+def _kronecker(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    a = _leaf(*batch, _split(n)[0], _split(m)[0], dtype=dtype, seed=12)
+    b = _leaf(_split(n)[1], _split(m)[1], dtype=dtype, seed=13)
+    return o.Kronecker(o.Dense(a), o.Dense(b)), torch.kron(a, b), [a, b]
+
+
+def _sparse(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    places = [(i, j) for i in range(n) for j in range(m) if (3 * i + 5 * j) % 4 < 2]
+    places = [*places[::2], *places[1::2], *places[:1]]  # not sorted, and the first place twice
+    values = _leaf(*batch, len(places), dtype=dtype, seed=12)
+    at = torch.zeros(len(places), n, m, dtype=dtype)
+    for e, (i, j) in enumerate(places):
+        at[e, i, j] = 1
+    rows, cols = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+    return o.Sparse(values, rows, cols, (n, m)), torch.einsum("...e,enm->...nm", values, at), [values]
+
+
+def _block(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    whole, h, w = _leaf(*batch, n, m, dtype=dtype, seed=12), n // 3, m // 2
+    a, c, d = (o.Dense(part) for part in (whole[..., :h, :w], whole[..., h:, :w], whole[..., h:, w:]))
+    zero = torch.ones(n, m, dtype=dtype)
+    zero[:h, w:] = 0
+    return o.Block([[a, None], [c, d]]), whole * zero, [whole]
+
+
 OPERATORS = [
     OperatorCase("Tiled", _tiled),
     OperatorCase("Tiled-causal", _tiled_causal),
@@ -340,6 +382,11 @@ OPERATORS = [
     OperatorCase("Selected", _selected),
     OperatorCase("Normalised", _normalised, rows_sum_to_one=True),
     OperatorCase("Diagonal", _diagonal, square=True),
+    OperatorCase("Toeplitz", _toeplitz),
+    OperatorCase("Circulant", _circulant, square=True),
+    OperatorCase("Kronecker", _kronecker),
+    OperatorCase("Sparse", _sparse),
+    OperatorCase("Block", _block),
 ]
 
 # (case, property) -> why it cannot hold. Counted and printed at the end of a test run.
@@ -356,6 +403,7 @@ CANNOT: dict[tuple[str, str], str] = {
     ("Tiled-softmax", "empty"): "a softmax over no columns is not defined",
     ("Tiled-causal-softmax", "empty"): "a softmax over no columns is not defined",
     ("Normalised", "empty"): "a normalised row needs at least one column",
+    ("Kronecker", "tril"): "the causal part of a Kronecker product is not the product of causal parts",
 }
 
 
@@ -400,6 +448,7 @@ _F, _OP, _FE, _NN, _CMP = (
     f"tests/test_{room}.py::test_" for room in ("kernels", "operators", "features", "nn", "compare")
 )
 _LIN, _LEARN = "tests/test_linalg.py::test_", "tests/test_learn.py::test_"
+_KRY, _SPE, _GRA = (f"tests/test_linalg_{part}.py::test_" for part in ("krylov", "spectral", "gradients"))
 
 # every public name -> the test that holds it against something that is not mercer
 COVERED: dict[str, str] = {
@@ -430,8 +479,15 @@ COVERED: dict[str, str] = {
             "Scaled",
             "Selected",
             "Normalised",
+            "Toeplitz",
+            "Circulant",
+            "Kronecker",
+            "Sparse",
+            "Block",
         )
     },
+    "operators.Solvable": "tests/test_structure.py::test_solve_and_logdet_agree_with_the_dense_matrix",
+    "operators.Vecchia": "tests/test_structure.py::test_vecchia_is_the_sequential_conditional_density",
     "operators.Diagonal": _OP + "product_and_transpose",
     "operators.Operator": _OP + "product_and_transpose",
     "operators.PositiveLowRank": _FE + "positive_lowrank_equals_its_matrix",
@@ -442,6 +498,19 @@ COVERED: dict[str, str] = {
     "linalg.Cholesky": _LIN + "cholesky_agrees_with_scipy",
     "linalg.Factor": _LIN + "cholesky_agrees_with_scipy",
     "linalg.CG": _LIN + "cg_agrees_with_scipy_and_direct",
+    "linalg.BlockCG": _KRY + "block_cg_shares_its_space_and_survives_dependent_columns",
+    "linalg.MINRES": _KRY + "minres_agrees_with_scipy_on_indefinite_systems",
+    "linalg.Refined": _KRY + "refinement_reaches_float64_residuals_with_float32_products",
+    "linalg.solve": _GRA + "solutions_have_the_gradients_of_dense_algebra",
+    "linalg.logdet": _GRA + "log_determinants_have_the_gradients_of_dense_algebra",
+    "linalg.SLQ": _SPE + "error_bars_of_log_determinants_hold_the_exact_value",
+    "linalg.Estimate": _SPE + "error_bars_of_log_determinants_hold_the_exact_value",
+    "linalg.trace_inverse": _SPE + "error_bars_of_traces_of_inverses_hold_the_exact_value",
+    "linalg.lanczos": _SPE + "lanczos_is_a_tridiagonalisation",
+    "linalg.Tridiagonal": _SPE + "lanczos_is_a_tridiagonalisation",
+    "linalg.eigenpairs": _SPE + "eigenpairs_agree_with_scipy",
+    "linalg.Eigenpairs": _SPE + "eigenpairs_agree_with_scipy",
+    "linalg.randomised_eigenpairs": _SPE + "randomised_eigenpairs_see_copies_and_say_what_is_missing",
     "linalg.Preconditioner": _LIN + "preconditioners_save_iterations",
     "linalg.PivotedCholesky": _LIN + "preconditioners_save_iterations",
     "linalg.NystromPreconditioner": _LIN + "preconditioners_save_iterations",

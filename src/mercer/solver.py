@@ -17,12 +17,13 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Solution:
-    """value: `... n c`. residual: the largest |A x - b| / |b| over columns. converged: it met the tolerance."""
+    """value: `... n c`. residuals: |A x - b| / |b| of each column; residual: the largest. converged: it is small."""
 
     value: Tensor
     residual: float
     iterations: int
     converged: bool
+    residuals: Tensor
 
 
 class Solver(ABC, Generic[State]):

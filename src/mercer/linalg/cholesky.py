@@ -68,8 +68,8 @@ class Cholesky(Solver[Factor]):
 
     The factor is made in float64. When A is not numerically definite, jitter I is added: relative to trace(A) / n,
     first n eps, then ten times more each time, never more than `largest` (<= 1e-3). The amount is in the state.
-    tolerance: a solution is `converged` when its residual, jitter included, is below it. The answer carries no
-    gradient: there is no implicit differentiation.
+    tolerance: a solution is `converged` when its residual, jitter included, is below it. The answer is a constant
+    to autograd: `solve` attaches gradients.
     Needs: one symmetric psd matrix (no batch). Cost: n^3 / 3 flops, 2 n^2 float64 numbers.
     Raises JitterWarning above rounding level (10 n eps); NotPositiveDefiniteError with the smallest eigenvalue.
     """
@@ -128,5 +128,6 @@ class Cholesky(Solver[Factor]):
         wide = rhs.to(torch.float64)
         x = state.solve(wide)
         error = state.lower @ (state.lower.mT @ x) - state.jitter * x - wide
-        residual = float((error.norm(dim=0) / wide.norm(dim=0).clamp_min(1e-300)).max()) if wide.numel() else 0.0
-        return Solution(x.to(b.dtype).reshape(b.shape), residual, 1, residual <= self.tolerance)
+        residuals = error.norm(dim=0) / wide.norm(dim=0).clamp_min(1e-300)
+        worst = float(residuals.max()) if wide.numel() else 0.0
+        return Solution(x.to(b.dtype).reshape(b.shape), worst, 1, worst <= self.tolerance, residuals)

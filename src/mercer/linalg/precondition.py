@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from mercer.errors import NotPositiveDefiniteError, StructureError
+from mercer.budget import memory_budget
+from mercer.errors import MemoryBudgetError, NotPositiveDefiniteError, StructureError
 from mercer.linalg.woodbury import Woodbury
 from mercer.operator import Operator
 from mercer.operators.pivoted import pivoted_cholesky, rows
 from mercer.operators.shifted import Shifted
 
+WIDTH = 2**13  # columns of a factor that are solved for at once
 BLOCK = 64  # pivots drawn at once when they are drawn at random
 
 
@@ -30,7 +32,8 @@ class Preconditioner(ABC):
             raise StructureError(
                 f"{type(self).__name__} needs Shifted(K, noise), got {a!r}; CG alone takes any operator"
             )
-        return Woodbury(self.factor(a.of), a.shift)
+        # a float32 factor times vectors in float64: what the sums cancel is far above the shift
+        return Woodbury(self.factor(a.of), a.shift, torch.float64)
 
 
 class PivotedCholesky(Preconditioner):
@@ -47,15 +50,17 @@ class PivotedCholesky(Preconditioner):
         self.rank, self.random, self.generator = rank, random, generator
 
     def factor(self, k: Operator) -> Tensor:
+        _fits(type(self).__name__, k, self.rank)
         return pivoted_cholesky(k, self.rank, self.random, self.generator, block=BLOCK)[0]
 
 
 class NystromPreconditioner(Preconditioner):
     """K_nm K_mm^-1 K_mn from `rank` rows of K, drawn uniformly without replacement.
 
-    rank: >= 1. Cost: rank rows of K and n rank^2 flops; memory n rank. Error: K - F F^T is psd; it falls with the
-    eigenvalues of K beyond the rank. A K without any diagonal is zero, and so is F.
-    Raises NotPositiveDefiniteError when the rows are not those of a psd matrix. Source [frangella2023], [williams2001].
+    rank: >= 1. Cost: rank rows of K and n rank^2 flops in float64; memory n rank in the dtype of K.
+    Error: K - F F^T is psd; it falls with the eigenvalues of K beyond the rank. A zero K has a zero F.
+    Raises NotPositiveDefiniteError when the rows are not those of a psd matrix, MemoryBudgetError.
+    Source [frangella2023], [williams2001].
     """
 
     def __init__(self, rank: int = 500, generator: torch.Generator | None = None):
@@ -66,6 +71,7 @@ class NystromPreconditioner(Preconditioner):
     @torch.no_grad()
     def factor(self, k: Operator) -> Tensor:
         n = k.shape[-1]
+        _fits(type(self).__name__, k, self.rank)
         chosen = torch.randperm(n, generator=self.generator)[: min(self.rank, n)]
         part = rows(k, chosen)
         middle = part[:, chosen].to(torch.float64)
@@ -83,4 +89,19 @@ class NystromPreconditioner(Preconditioner):
                 f"diagonal is {scale:.3g}, so K is not psd in {k.dtype}; check the kernel, or use float64",
                 smallest,
             )
-        return torch.linalg.solve_triangular(lower.to(part.dtype), part, upper=False).mT
+        for start in range(0, n, WIDTH):  # in place and in float64: the block's small eigenvalues magnify rounding
+            piece = part[:, start : start + WIDTH].to(torch.float64)
+            part[:, start : start + WIDTH] = torch.linalg.solve_triangular(lower, piece, upper=False).to(part.dtype)
+        return part.mT
+
+
+def _fits(name: str, k: Operator, rank: int) -> None:
+    """Raise MemoryBudgetError when n rank numbers do not fit the memory budget."""
+    n, budget = k.shape[-1], memory_budget()
+    need = n * min(rank, n) * k.dtype.itemsize
+    if need > budget:
+        most = budget // (n * k.dtype.itemsize)
+        raise MemoryBudgetError(
+            f"{name}: rank {rank} at n = {n} takes {need / 2**30:.2f} GiB, the memory budget is {budget / 2**30:.2f} "
+            f"GiB; take a rank of at most {most}, or raise the budget with mercer.memory(...)"
+        )
