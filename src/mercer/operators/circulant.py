@@ -11,6 +11,7 @@ from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.errors import NotPositiveDefiniteError
 from mercer.operator import Cost
 from mercer.operators.solvable import CALL, FFT_RATE, Shift, Solvable, answer, as_shift, columns
+from mercer.operators.toeplitz import Toeplitz
 from mercer.operators.transform import fft_flops
 from mercer.solver import Solution
 
@@ -60,6 +61,9 @@ class Circulant(Solvable):
 
     def diagonal(self) -> Tensor:
         return self.column[..., :1].expand(self.column.shape)
+
+    def tril(self) -> Toeplitz:
+        return Toeplitz(self.column, torch.zeros_like(self.column))
 
     def _shifted(self, shift: Shift) -> Tensor:
         return torch.fft.rfft(self.column) + as_shift(self, shift)

@@ -149,6 +149,8 @@ class Kronecker(Solvable):
         """
         wide, s = columns(self, b), as_shift(self, shift)
         self._square("solve")
+        if not wide.numel():
+            return answer(self, wide, b, s)
         if isinstance(shift, Tensor) or shift:
             return answer(self, implicit_solve(SHIFTED, wide, s, *self._symmetric("solve")), b, s)
         x, c = wide, wide.shape[-1]

@@ -6,10 +6,12 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mercer.errors import ConvergenceWarning, ShapeError
 from mercer.operator import Operator
@@ -18,7 +20,7 @@ from mercer.solver import Solution
 Shift = float | Tensor
 
 # Nominal speeds of one core, for predicted seconds of structured products; a calibration may replace them.
-FFT_RATE = 2e9  # flops a second, counted as 2.5 L log2 L for a real transform of length L
+FFT_RATE = 3e9  # flops a second, counted as 2.5 L log2 L for a real transform of length L
 PASS_RATE = 1e9  # numbers a second that are copied, transposed or multiplied in passing
 SPARSE_RATE = 2.5e8  # stored entries a second and column of a sparse product
 TREE_RATE = 4e6  # neighbours a second that a k-d tree finds
@@ -78,6 +80,13 @@ def answer(op: Operator, x: Tensor, b: Tensor, shift: Tensor, iterations: int = 
         text = f"{type(op).__name__}.solve: residual {residual:.1e} above {tolerance:g}; a larger shift would help"
         warnings.warn(ConvergenceWarning(text, residual, iterations), stacklevel=3)
     return Solution(x.squeeze(-1) if b.ndim == 1 else x, residual, iterations, residual <= tolerance, error)
+
+
+def again(run: Callable[..., Tensor], *tensors: Tensor) -> Callable[..., Tensor]:
+    """`run`, run again in a backward pass in place of keeping its parts, where one of the tensors wants gradients."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    return run
 
 
 @dataclass(frozen=True)

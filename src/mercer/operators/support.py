@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mercer.claims import Claim
 from mercer.kernel import Kernel, Product, ProfileKernel, Scaled
 from mercer.operators.kept import Kept
 from mercer.operators.pattern import Pattern
+from mercer.operators.solvable import again
 from mercer.statistic import Statistic
 
 DISTANCES = (Statistic.DISTANCE, Statistic.SQUARED_DISTANCE)
@@ -83,9 +81,7 @@ class Support:
             return self.kernel.block(x[r].unsqueeze(-2), y[c].unsqueeze(-2))[..., 0, 0]
 
         def make() -> Tensor:
-            run: Callable[..., Tensor] = values
-            if torch.is_grad_enabled() and len(rows) > PIECE:
-                run = partial(checkpoint, values, use_reentrant=False)
+            run = again(values, x, y, *self.kernel.parameters()) if len(rows) > PIECE else values
             found = [run(r, c) for r, c in zip(rows.split(PIECE), cols.split(PIECE), strict=True)]
             return torch.cat(found) if found else values(rows, cols)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mercer.assemble import Request, rule
 from mercer.budget import memory_budget
@@ -20,7 +18,7 @@ from mercer.kernel import Kernel
 from mercer.operator import Cost, Operator
 from mercer.operators.kept import Kept
 from mercer.operators.levinson import logdet, solve
-from mercer.operators.solvable import CALL, FFT_RATE, PASS_RATE, Shift, Solvable, answer, as_shift, columns
+from mercer.operators.solvable import CALL, FFT_RATE, PASS_RATE, Shift, Solvable, again, answer, as_shift, columns
 from mercer.operators.tiled import KERNEL_FLOPS
 from mercer.operators.transform import convolve, embedded, fft_flops, fft_length
 from mercer.solver import Solution
@@ -117,7 +115,7 @@ class Toeplitz(Solvable):
         width = max(memory_budget() // 2 // each, 1)
         if width >= v.shape[-1]:
             return convolve(symbol, v, n)
-        run = partial(checkpoint, convolve, use_reentrant=False) if torch.is_grad_enabled() else convolve
+        run = again(convolve, symbol, v)
         return torch.cat([run(symbol, piece, n) for piece in v.split(width, -1)], -1)
 
     @property

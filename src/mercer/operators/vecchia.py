@@ -7,7 +7,6 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mercer.budget import memory_budget
 from mercer.claims import PSD, Claim
@@ -24,6 +23,7 @@ from mercer.operators.solvable import (
     Shift,
     Solvable,
     System,
+    again,
     answer,
     columns,
     implicit_solve,
@@ -91,10 +91,10 @@ class Vecchia(Solvable):
         noise = torch.as_tensor(self.noise, dtype=self.dtype)
 
         def make() -> Tensor:
-            points, k = self.points[order], groups.shape[-1]
+            points, (n, k) = self.points[order], groups.shape
             height = max(memory_budget() // 2 // (8 * k * k * self.dtype.itemsize), 16)
-            run = partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else lambda f, *args: f(*args)
-            found = [run(self._columns, points, part, noise) for part in groups.split(height)]
+            run = again(self._columns, points, noise, *self.kernel.parameters()) if n > height else self._columns
+            found = [run(points, part, noise) for part in groups.split(height)]
             return torch.cat(found)[groups >= 0][sorting] if found else points[:, 0]
 
         if torch.is_grad_enabled() and noise.requires_grad:
