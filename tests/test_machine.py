@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 import mercer.machine.library as library
+import mercer.machine.rates as rates
+from mercer.app.calibrate import calibrate
 from mercer.kernels import (
     Constant,
     Cosine,
@@ -277,6 +280,8 @@ def test_the_sanitisers_find_nothing(tmp_path):
     script = f"""
 import ctypes, torch
 import mercer.machine.library as library
+import mercer.machine.rates as rates
+from mercer.app.calibrate import calibrate
 library.load = lambda name: ctypes.CDLL({str(library_path)!r})
 from mercer.operators import Fused, Tiled
 from mercer.kernels import *
@@ -340,3 +345,45 @@ def test_the_matrix_itself(name, kernel, monkeypatch):
         torch.testing.assert_close(op.dense(), kernel.block(x, y), rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(op.tril().dense(), kernel.block(x, y).tril(), rtol=1e-12, atol=1e-14)
     assert op.dense().requires_grad == any(p.requires_grad for p in kernel.parameters())
+
+
+def test_rates_are_measured_kept_and_read_again(monkeypatch, tmp_path):
+    """A calibration writes this machine's rates; damaged files are not used, and say so; other versions have others."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("mercer.app.calibrate.SIZE", 96)
+    assert rates.rates().source.startswith("usual rates")
+    file = calibrate()
+    assert file.parent == tmp_path / "mercer" and "measured" in rates.rates().source
+    held = json.loads(file.read_text())
+    measured = [name for name in rates.DEFAULTS if name in held["rates"]]
+    assert len(measured) > 20 and all(0 < ns < 1e6 for pair in held["rates"].values() for ns in pair)
+    name = measured[0]
+    assert rates.rates()(name, torch.float64) == held["rates"][name][1]
+    held["rates"][name] = [-1.0, 2.0]
+    file.write_text(json.dumps(held))
+    rates._read.cache_clear()
+    assert "damaged" in rates.rates().source and rates.rates()(name, torch.float32) == rates.DEFAULTS[name][0]
+    monkeypatch.setenv("MERCER_CORE", "off")
+    assert rates.path() != file
+    rates._read.cache_clear()
+
+
+def test_predicted_seconds_grow_as_the_work_does():
+    """Twice the pairs, columns of points and right-hand sides cost more; threads share; kernels differ."""
+    x, wide = torch.zeros(2000, 3), torch.zeros(2000, 200)
+    gaussian, matern = Tiled(Gaussian(), x, x), Tiled(Matern(2.5), x, x)
+    assert gaussian.cost(8).seconds() > gaussian.cost(1).seconds()
+    assert Tiled(Gaussian(), wide, wide).cost().seconds() > gaussian.cost().seconds()
+    assert matern.cost().seconds() > gaussian.cost().seconds()
+    ratio = Tiled(Gaussian(), torch.zeros(4000, 3), x).cost().seconds() / gaussian.cost().seconds()
+    assert 1.8 < ratio < 2.1
+    if core() is not None:
+        assert Fused(gaussian).cost().seconds() < gaussian.cost().seconds()
+        large, before = Fused(Tiled(Gaussian(), x.new_zeros(90_000, 3), x)), torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            alone = large.cost().seconds()
+            torch.set_num_threads(4)
+            assert 3 < alone / large.cost().seconds() < 4
+        finally:
+            torch.set_num_threads(before)

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_info
 
+from mercer.app.calibrate import calibrate
 from mercer.app.cores import cores
 from mercer.app.words import amount
 from mercer.budget import free_memory, memory_budget
+from mercer.machine import core
+from mercer.machine.library import wanted
+from mercer.machine.rates import rates
 
 _PACKAGES = (
     "mercer",
@@ -48,9 +52,16 @@ def _torch_release() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def examine() -> dict[str, Any]:
-    """Facts about the machine, and `advice`: a sentence for each thing worth mending."""
+def examine(calibrated: bool = False) -> dict[str, Any]:
+    """Facts about the machine, and `advice`: a sentence for each thing worth mending.
+
+    calibrated: measure the machine's speed for the planner before.
+    """
+    if calibrated:
+        calibrate()
     packages, advice = versions(), []
+    if core() is None:
+        advice.append("there is no compiled core: kernel products take several times longer; install a C++ compiler")
     driver = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
     if driver and not torch.cuda.is_available():
         advice.append("an NVIDIA driver is present but this torch is built for the CPU: install a CUDA build of torch")
@@ -70,6 +81,8 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "packages": packages,
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "core": wanted() if core() is not None else None,
+        "rates": rates().source,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "blas": blas,
         "cores": cores(),
@@ -86,6 +99,7 @@ def as_text(facts: dict[str, Any]) -> str:
     lines = [f"python {facts['python']} on {facts['system']}, {facts['device']} ({facts['instructions']})"]
     lines += [f"{name:13} {version or 'not installed'}" for name, version in facts["packages"].items()]
     lines.append(f"{facts['threads']} threads on {facts['cores']} cores; BLAS {', '.join(facts['blas']) or 'unknown'}")
+    lines.append(f"compiled core: {facts['core'] or 'none'}; planner: {facts['rates']}")
     lines.append(
         f"{amount(facts['free_memory'])} of memory free, {amount(facts['memory_budget'])} of it for one product; "
         f"{amount(facts['free_disk'])} of disk free here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from mercer.assemble import Request, rule
 from mercer.claims import LINEAR, NO_CLAIMS, Claim, Claims
 from mercer.operator import Cost, Operator
+from mercer.operators.fused import Fused, fusible
 from mercer.operators.kept import Kept
+from mercer.operators.speed import core_seconds, dense_seconds, tile_seconds
 from mercer.operators.tiled import COPIES, KERNEL_FLOPS, TILE, Tiled
 
 THIN = 32  # columns up to which a product is better taken transposed
@@ -25,19 +28,21 @@ class Dense(Operator):
     def __init__(self, matrix: Tensor, claims: Claims = NO_CLAIMS):
         self._matrix: Tensor | None = matrix
         self._of: Tiled | None = None
+        self._form: Callable[[], Tensor]
         self._kept = Kept()
         self.shape, self.dtype, self.device, self.claims = matrix.shape, matrix.dtype, matrix.device, claims
-        self.make_flops = 0.0
+        self.make_flops = self.make_seconds = 0.0
 
     @classmethod
-    def deferred(cls, of: Tiled, make_flops: float) -> Dense:
-        """The matrix of a tiled operator, formed when first needed.
+    def deferred(cls, of: Tiled | Fused, make_flops: float, make_seconds: float = 0.0) -> Dense:
+        """The matrix of a tiled or fused operator, formed when first needed.
 
         It is kept until the points or the parameters change. Where a gradient is wanted it is formed for each
         product, as a kept matrix would tie all products to one graph.
         """
         op = cls.__new__(cls)
-        op._matrix, op._of, op._kept, op.make_flops = None, of, Kept(), make_flops
+        op._matrix, op._kept, op.make_flops, op.make_seconds = None, Kept(), make_flops, make_seconds
+        op._of, op._form = (of.tiled if isinstance(of, Fused) else of), of.dense
         op.shape, op.dtype, op.device, op.claims = of.shape, of.dtype, of.device, of.claims
         return op
 
@@ -48,7 +53,7 @@ class Dense(Operator):
         of = self._of
         if torch.is_grad_enabled() and of.y.requires_grad:
             return of.dense()
-        return self._kept.get(of.kernel, of.dense, of.x, key=(id(of.y), of.y._version))
+        return self._kept.get(of.kernel, self._form, of.x, key=(id(of.y), of.y._version))
 
     def matmul(self, v: Tensor) -> Tensor:
         if 1 < v.shape[-1] <= THIN:  # the same product, but BLAS runs it more than twice as fast in this order
@@ -62,7 +67,8 @@ class Dense(Operator):
     def cost(self, rhs: int = 1) -> Cost:
         numbers = self.shape.numel()
         stored = numbers if self._of is None else numbers + COPIES * TILE
-        return Cost(self.make_flops, 2.0 * numbers * rhs, stored * self.dtype.itemsize)
+        seconds = dense_seconds(numbers, rhs, self.dtype)
+        return Cost(self.make_flops, 2.0 * numbers * rhs, stored * self.dtype.itemsize, self.make_seconds, seconds)
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -86,5 +92,8 @@ def stored(request: Request) -> Operator | None:
     if request.products < 2 or x.dtype not in (torch.float32, torch.float64):
         return None
     tiled = Tiled(kernel, x, x if request.square else y, kernel.claims if request.square else NO_CLAIMS)
-    work = float(torch.Size(tiled.shape).numel()) * (2 * x.shape[-1] + KERNEL_FLOPS)
-    return Dense.deferred(tiled, work)
+    pairs = float(torch.Size(tiled.shape).numel())
+    work = pairs * (2 * x.shape[-1] + KERNEL_FLOPS)
+    if fusible(kernel, x):
+        return Dense.deferred(Fused(tiled), work, core_seconds(kernel.program() or [], x, pairs, tiled.shape[-1], 1))
+    return Dense.deferred(tiled, work, tile_seconds(kernel, x, pairs, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 from mercer.assemble import Request, rule
 from mercer.claims import NO_CLAIMS
 from mercer.feature import FeatureMap
-from mercer.kernel import Step
+from mercer.kernel import Kernel, Step
 from mercer.machine import core
 from mercer.machine.job import Factor, OutOfRange, Run, known, prepare
 from mercer.numerics import centre
 from mercer.operator import Cost, Operator
+from mercer.operators.speed import core_seconds
 from mercer.operators.tiled import Tiled
 from mercer.statistic import Statistic
 
@@ -59,8 +61,11 @@ class Fused(Operator):
         return Fused(self.tiled.mT)
 
     def cost(self, rhs: int = 1) -> Cost:
-        tiled = self.tiled.cost(rhs)
-        return Cost(0, tiled.apply / 8, THREAD_BYTES * torch.get_num_threads())
+        tiled = self.tiled
+        n, m = self.shape[-2:]
+        pairs = float(max(math.prod(self.shape[:-2]), 1)) * n * m
+        seconds = core_seconds(tiled.kernel.program() or [], tiled.x, pairs, m, rhs)
+        return Cost(0, tiled.cost(rhs).apply, THREAD_BYTES * torch.get_num_threads(), 0.0, seconds)
 
     def dense(self) -> Tensor:
         tiled = self.tiled
@@ -71,7 +76,8 @@ class Fused(Operator):
             return tiled.dense()
         self._fits()
         try:
-            return self.runs()[3].block(*self.shape[-2:], tiled.x)
+            n, m = self.shape[-2:]
+            return self.runs()[3].block(n, m, tiled.x)
         except OutOfRange:
             return tiled.dense()
 
@@ -230,13 +236,18 @@ def _moved(points: Tensor, middle: Tensor | int, scale: Tensor | None) -> Tensor
     return points if scale is None else (points - middle) * scale.to(points.dtype)
 
 
+def fusible(kernel: Kernel, x: Tensor) -> bool:
+    """Kernels made of known profiles, on the CPU, where the compiled core is there."""
+    if x.device.type != "cpu" or x.dtype not in DTYPES or isinstance(kernel, FeatureMap) or core() is None:
+        return False
+    return known(kernel.program())
+
+
 @rule
 def fused(request: Request) -> Operator | None:
-    """Kernels made of known profiles, on the CPU, where the compiled core is there."""
-    kernel, x, y = request.kernel, request.x.points, request.y.points
-    if x.device.type != "cpu" or x.dtype not in DTYPES or isinstance(kernel, FeatureMap) or core() is None:
-        return None
-    if not known(kernel.program()):
+    """Whatever the compiled core can run."""
+    kernel, x = request.kernel, request.x.points
+    if not fusible(kernel, x):
         return None
     claims = kernel.claims if request.square else NO_CLAIMS
-    return Fused(Tiled(kernel, x, x if request.square else y, claims))
+    return Fused(Tiled(kernel, x, x if request.square else request.y.points, claims))

@@ -15,6 +15,7 @@ from mercer.kernel import Kernel
 from mercer.numerics import exp
 from mercer.operator import Cost, Operator
 from mercer.operators.converted import Converted
+from mercer.operators.speed import tile_seconds
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
 
 TILE = 2**19  # entries of one tile: about the size of the caches of one core
@@ -106,7 +107,8 @@ class Tiled(Operator):
         work = batch * n * m * (2 * self.x.shape[-1] + KERNEL_FLOPS + 2 * rhs)
         points = self.kernel.workspace(self.x.shape[-1]) * (height + width)
         memory = batch * self.dtype.itemsize * (COPIES * height * width + points)
-        return Cost(0, work, memory * torch.get_num_threads())
+        seconds = tile_seconds(self.kernel, self.x, float(batch) * n * m, rhs)
+        return Cost(0, work, memory * torch.get_num_threads(), 0.0, seconds)
 
     def dense(self) -> Tensor:
         """The matrix itself, `... n m`, formed in tiles. Raises MemoryBudgetError when it does not fit."""

@@ -1,0 +1,95 @@
+"""Measuring how fast this machine is at the pieces of kernel products, once, for the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mercer.kernel import Kernel
+from mercer.kernels import Gaussian, Laplace, Linear, Matern, Polynomial, RationalQuadratic, Riesz, Wendland
+from mercer.machine import core
+from mercer.machine.rates import best, keep
+from mercer.numerics import squared_distance
+from mercer.operators import Fused, Tiled
+
+PROFILES: dict[str, Kernel] = {
+    "exponential": Gaussian(2.0), "matern12": Matern(0.5, 2.0), "matern32": Matern(1.5, 2.0),
+    "matern52": Matern(2.5, 2.0), "power": RationalQuadratic(2.0, 0.7), "polynomial": Polynomial(3),
+    "wendland": Wendland(9.0, 1, 64), "root": Riesz(), "identity": Linear(),
+}  # fmt: skip
+SIZE = 1536  # points on each side: large enough to fill the caches, small enough for a second in all
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _nanoseconds(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype) -> float:
+    """Of one pair of points, in a product on one thread."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SIZE, d, generator=generator, dtype=dtype) / d**0.5
+    y = torch.randn(SIZE, d, generator=generator, dtype=dtype) / d**0.5
+    v = torch.randn(SIZE, rhs, generator=generator, dtype=dtype)
+    tiled = Tiled(kernel, x, y)
+    op = Fused(tiled) if kind is Fused else tiled
+    return 1e9 * best(lambda: op @ v) / SIZE**2
+
+
+def _products(kind: type, room: str, dtype: torch.dtype) -> dict[str, float]:
+    def at(name: str, d: int, rhs: int = 1) -> float:
+        return _nanoseconds(kind, PROFILES[name], d, rhs, dtype)
+
+    least = 1e-3
+    found = {
+        f"{room}.rhs": max((at("exponential", 8, 9) - at("exponential", 8)) / 8, least),
+        f"{room}.expanded": max((at("exponential", 72) - at("exponential", 8)) / 64, least),
+        f"{room}.dot": max((at("identity", 72) - at("identity", 8)) / 64, least),
+        f"{room}.direct": max((at("matern32", 4) - at("matern32", 1)) / 3, least),
+    }
+    laplace = _nanoseconds(kind, Laplace(), 9, 1, dtype) - _nanoseconds(kind, Laplace(), 1, 1, dtype)
+    found[f"{room}.absolute"] = max(laplace / 8, least)
+    both = _nanoseconds(kind, Gaussian(2.0) + Gaussian(1.0), 3, 1, dtype)
+    for name in PROFILES:
+        statistic = "dot" if name in ("polynomial", "identity") else "direct"
+        if room == "tiles" and name == "exponential" and dtype == torch.float32:
+            statistic = "expanded"
+        own = at(name, 3) - 3 * found[f"{room}.{statistic}"] - (found[f"{room}.rhs"] if room == "tiles" else 0.0)
+        found[f"{room}.{name}"] = max(own, least)
+    statistic = "expanded" if room == "tiles" and dtype == torch.float32 else "direct"
+    one = found[f"{room}.exponential"] + 3 * found[f"{room}.{statistic}"]
+    found[f"{room}.step"] = max(both - 2 * one, 10 * least)
+    return found
+
+
+def _dense(dtype: torch.dtype) -> dict[str, float]:
+    matrix = torch.ones(4096, 2048, dtype=dtype)
+    one, many = torch.ones(2048, 1, dtype=dtype), torch.ones(2048, 9, dtype=dtype)
+    read = 1e9 * best(lambda: matrix @ one) / matrix.numel()
+    more = 1e9 * best(lambda: (many.mT @ matrix.mT).mT) / matrix.numel()
+    return {"dense.read": read, "dense.rhs": max((more - read) / 8, 1e-3)}
+
+
+def calibrate() -> Path:
+    """Measure (a few seconds, one thread; best on a quiet machine), keep, and use from now on. Returns the file."""
+    pairs: list[dict[str, float]] = []
+    with _alone():
+        for dtype in (torch.float32, torch.float64):
+            found = {**_products(Tiled, "tiles", dtype), **_dense(dtype)}
+            x = torch.linspace(-1, 1, SIZE * 4, dtype=dtype).reshape(SIZE, 4)
+            each = 1e9 * best(partial(squared_distance, x, x, True)) / SIZE**2
+            found["tiles.direct"] = max(each / 4, found["tiles.direct"])
+            if core() is not None:
+                found.update(_products(Fused, "core", dtype))
+            pairs.append(found)
+    return keep({name: (single, pairs[1][name]) for name, single in pairs[0].items()})

@@ -1,0 +1,131 @@
+"""How fast this machine is: nanoseconds of the pieces that kernel products are made of, measured once or by default."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mercer.machine import library
+
+log = logging.getLogger("mercer")
+
+FORMAT = 1  # of the file and of the meaning of its names
+
+# Nanoseconds of one thread, float32 then float64, of a usual AVX2 machine: what is assumed where nothing was measured.
+# core, tiles: for one pair of points, the value of a profile, one column of a statistic, one right-hand side.
+DEFAULTS: dict[str, tuple[float, float]] = {
+    "core.exponential": (0.30, 0.90), "core.matern12": (0.45, 1.4), "core.matern32": (0.48, 1.4),
+    "core.matern52": (0.50, 1.5), "core.power": (0.60, 2.4), "core.polynomial": (0.20, 0.40),
+    "core.wendland": (0.45, 1.2), "core.root": (0.25, 0.70), "core.identity": (0.08, 0.15),
+    "core.step": (0.06, 0.12), "core.direct": (0.045, 0.09), "core.expanded": (0.035, 0.07),
+    "core.absolute": (0.06, 0.12), "core.dot": (0.035, 0.07), "core.rhs": (0.045, 0.09), "core.point": (2.0, 3.0),
+    "tiles.exponential": (0.9, 3.0), "tiles.matern12": (3.0, 6.0), "tiles.matern32": (4.0, 8.0),
+    "tiles.matern52": (5.0, 10.0), "tiles.power": (4.0, 12.0), "tiles.polynomial": (1.0, 1.5),
+    "tiles.wendland": (4.0, 8.0), "tiles.root": (3.0, 6.0), "tiles.identity": (0.2, 0.3), "tiles.step": (0.3, 0.6),
+    "tiles.other": (5.0, 10.0), "tiles.direct": (0.5, 1.0), "tiles.expanded": (0.02, 0.04),
+    "tiles.absolute": (1.0, 1.2), "tiles.dot": (0.02, 0.04), "tiles.rhs": (0.05, 0.10),
+    "dense.read": (0.15, 0.30), "dense.rhs": (0.03, 0.06),
+}  # fmt: skip
+CALL = 5e-5  # seconds that any product takes at least
+SPREAD = 0.9  # share of the ideal speed-up that threads reach
+
+
+class Rates:
+    """Nanoseconds by name and precision, and where they come from."""
+
+    def __init__(self, table: dict[str, tuple[float, float]], source: str):
+        self.table, self.source = table, source
+
+    def __call__(self, name: str, dtype: torch.dtype) -> float:
+        pair = self.table.get(name) or DEFAULTS[name]
+        return pair[dtype == torch.float64]
+
+    def known(self, name: str) -> bool:
+        """Whether there is such a rate."""
+        return name in DEFAULTS
+
+
+def threads() -> float:
+    """The speed-up that the threads of torch bring."""
+    count = torch.get_num_threads()
+    return 1 + SPREAD * (count - 1)
+
+
+def _machine() -> dict[str, str | int]:
+    return {
+        "format": FORMAT, "mercer": version("mercer"), "torch": torch.__version__, "core": library.wanted(),
+        "processor": _processor(),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    keep = ("model name", "cpu family", "model\t")
+    return " ".join(dict.fromkeys(line.split(":")[1].strip() for line in lines if line.startswith(keep)))
+
+
+def path() -> Path:
+    """Where this machine's rates are kept: one file for each processor, core and version."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", str(Path.home())))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(json.dumps(_machine(), sort_keys=True).encode()).hexdigest()[:12]
+    return base / "mercer" / f"rates-{key}.json"
+
+
+@functools.cache
+def _read(file: Path) -> Rates:
+    try:
+        held = json.loads(file.read_text())
+        table = {name: (float(pair[0]), float(pair[1])) for name, pair in held["rates"].items() if name in DEFAULTS}
+        if not all(0 < ns < 1e6 for pair in table.values() for ns in pair):
+            raise ValueError("a rate is not between 0 and 1e6 nanoseconds")
+    except FileNotFoundError:
+        return Rates(DEFAULTS, "usual rates; `mercer doctor --calibrate` measures this machine's")
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        log.warning("%s is not used: %s; `mercer doctor --calibrate` writes a new one", file, error)
+        return Rates(DEFAULTS, "usual rates; the file of this machine's is damaged")
+    return Rates(table, f"measured on this machine on {held.get('date', 'an unknown day')}")
+
+
+def rates() -> Rates:
+    """This machine's rates where they were measured, else the defaults."""
+    return _read(path())
+
+
+def keep(table: dict[str, tuple[float, float]]) -> Path:
+    """Write measured rates, in one step, and use them from now on. Raises OSError where they cannot be written."""
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = {**_machine(), "date": time.strftime("%Y-%m-%d"), "rates": table}
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(held, indent=1))
+    partial.replace(file)
+    _read.cache_clear()
+    return file
+
+
+def best(task: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds that the quickest of several runs kept the processor busy, after one that does not count."""
+    task()
+    found = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        task()
+        found = min(found, time.process_time() - start)
+    return found
