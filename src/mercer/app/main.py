@@ -170,11 +170,16 @@ def report(
 
 
 @app.command(cls=_Command)
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's speed for the planner first (some seconds).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what this machine offers and what may hold mercer back."""
     with one_line_errors(as_json):
         module = room("doctor")
-        facts = module.examine()
+        facts = module.examine(calibrate)
         _print(as_json, facts, module.as_text(facts))
 
 
