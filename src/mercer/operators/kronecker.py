@@ -19,6 +19,7 @@ from mercer.operator import Cost, Operator
 from mercer.operators.dense import Dense
 from mercer.operators.solvable import (
     CALL,
+    FIRST_CALL,
     PASS_RATE,
     Shift,
     Solvable,
@@ -108,7 +109,7 @@ class Kronecker(Solvable):
         fits = max(memory_budget() // 2, self._numbers() * self.dtype.itemsize)
         memory = total.memory + min(moved * self.dtype.itemsize, fits)
         seconds = total.seconds() - total.seconds(0) + len(self.factors) * moved / 3 / PASS_RATE + CALL
-        return Cost(total.make, total.apply, memory, total.seconds(0), seconds)
+        return Cost(total.make, total.apply, memory, total.seconds(0) + FIRST_CALL, seconds)
 
     def dense(self) -> Tensor:
         self._fits()

@@ -22,6 +22,8 @@ from mercer.operators.pattern import Pattern, at_places, product
 from mercer.operators.solvable import (
     CALL,
     ENTRY_RATE,
+    FIRST_CALL,
+    MORE_COLUMNS,
     POINT_RATE,
     SPARSE_RATE,
     TREE_RATE,
@@ -113,14 +115,14 @@ class Sparse(Solvable):
     def cost(self, rhs: int = 1) -> Cost:
         batch = max(math.prod(self.shape[:-2]), 1)
         work = 2.0 * batch * self._entries * rhs
-        seconds = CALL + work / 2 / SPARSE_RATE
+        seconds = CALL + batch * self._entries * (1 + MORE_COLUMNS * (rhs - 1)) / SPARSE_RATE
         if self._of is None:
             return Cost(0, work, 20.0 * self._entries, 0.0, seconds)
         d, size = self._of[2].shape[-1], self.dtype.itemsize
         made, each = self._entries * (30 + 2 * d), self._entries / ENTRY_RATE
         memory = 96.0 * self._entries + min(self._entries, PIECE) * (4 * d + 12) * size
         tree = self._entries / TREE_RATE + sum(self.shape) / POINT_RATE
-        return Cost(made, work, memory, tree + each + CALL, seconds)
+        return Cost(made, work, memory, tree + each + FIRST_CALL, seconds)
 
     def dense(self) -> Tensor:
         self._fits()

@@ -18,7 +18,19 @@ from mercer.kernel import Kernel
 from mercer.operator import Cost, Operator
 from mercer.operators.kept import Kept
 from mercer.operators.levinson import logdet, solve
-from mercer.operators.solvable import CALL, FFT_RATE, PASS_RATE, Shift, Solvable, again, answer, as_shift, columns
+from mercer.operators.solvable import (
+    CALL,
+    FFT_RATE,
+    FIRST_CALL,
+    LAG_RATE,
+    PASS_RATE,
+    Shift,
+    Solvable,
+    again,
+    answer,
+    as_shift,
+    columns,
+)
 from mercer.operators.tiled import KERNEL_FLOPS
 from mercer.operators.transform import convolve, embedded, fft_flops, fft_length
 from mercer.solver import Solution
@@ -92,7 +104,7 @@ class Toeplitz(Solvable):
         if Claim.STATIONARY not in kernel.claims or other.step != x.step:
             raise StructureError(f"{kernel!r} on steps of {x.step} and {other.step} is not Toeplitz")
         source = _Lags(kernel, x, other)
-        make = float(KERNEL_FLOPS + 2) * (x.count + other.count)
+        make = float(x.count if source.mirrored else x.count + other.count)
         shape, claims = (x.count, other.count), kernel.claims if other is x else NO_CLAIMS
         made = cls.__new__(cls)
         return made._set(source.values, shape, x.dtype, torch.device("cpu"), claims, source.spectrum, make)
@@ -129,12 +141,11 @@ class Toeplitz(Solvable):
         batch, length = max(math.prod(self.shape[:-2]), 1), fft_length(sum(self.shape[-2:]))
         once, work = batch * fft_flops(length), 2.0 * batch * rhs * fft_flops(length)
         passing = 3.0 * batch * rhs * length
-        make_seconds = (self._make + once) / FFT_RATE
+        make_seconds = self._make / LAG_RATE + once / FFT_RATE + (FIRST_CALL if self._make else 0.0)
         numbers = min(self._numbers() * rhs, max(memory_budget() // 2 // self.dtype.itemsize, self._numbers()))
         memory = (numbers + 6.0 * batch * length) * self.dtype.itemsize
-        return Cost(
-            self._make + once, work + passing, memory, make_seconds, CALL + work / FFT_RATE + passing / PASS_RATE
-        )
+        make, seconds = KERNEL_FLOPS * self._make + once, CALL + work / FFT_RATE + passing / PASS_RATE
+        return Cost(make, work + passing, memory, make_seconds, seconds)
 
     def dense(self) -> Tensor:
         self._fits()

@@ -36,7 +36,7 @@ class Vecchia(Solvable):
     """An approximation of K + noise I for a psd kernel on points: its inverse is U U^T with a sparse triangular U.
 
     Points are ordered from coarse to fine; column i of U holds point i and its nearest earlier `neighbours`:
-    u = C^-T e_last with C C^T = K + noise I of these points, i last [schafer2021, eq. 2.3]. Among all factors with
+    u = C^-T e_last with C C^T = K + noise I of these points, i last [schafer2021, thm. 2.1]. Among all factors with
     these entries it has the least Kullback-Leibler divergence, which falls as `neighbours` grows; with n - 1 of
     them it is exact.
     kernel: psd. points: n d, float32 or float64. noise: >= 0, a number or a scalar tensor. neighbours: >= 1.
