@@ -150,10 +150,15 @@ def test_refinement_reaches_float64_residuals_with_float32_products() -> None:
         Refined(inner, Shifted(Gaussian()(x[:5]), 1.0)).prepare(a)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_woodbury_has_a_root_a_diagonal_and_no_cancellation(dtype: torch.dtype) -> None:
+def test_woodbury_has_a_root_a_diagonal_and_no_cancellation(
+    dtype: torch.dtype, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F F^T a million times the shift: a float32 factor still gives the inverse to float64's digits."""
+    monkeypatch.setattr("mercer.linalg.woodbury.BLOCK", 100)  # more than one block
     f = (100 * (points(40, 5) - 0.5)).to(dtype)
+    f = f.mT.contiguous().mT if turned else f
     shift = 1e-3 * (0.5 + points(40, 1, 2)[:, 0])
     dense = f.double() @ f.double().mT + torch.diag(shift)
     w, v = Woodbury(f, shift, torch.float64), points(40, 3, 1)

@@ -16,7 +16,7 @@ from mercer.operators.pivoted import pivoted_cholesky, rows
 from mercer.operators.shifted import Shifted
 
 WIDTH = 2**13  # columns of a factor that are solved for at once
-BLOCK = 64  # pivots drawn at once when they are drawn at random
+BLOCK = 64  # rows made at once; pivots drawn at once when they are drawn at random
 
 
 class Preconditioner(ABC):
@@ -73,7 +73,9 @@ class NystromPreconditioner(Preconditioner):
         n = k.shape[-1]
         _fits(type(self).__name__, k, self.rank)
         chosen = torch.randperm(n, generator=self.generator)[: min(self.rank, n)]
-        part = rows(k, chosen)
+        part = torch.empty(len(chosen), n, dtype=k.dtype, device=k.device)
+        for start in range(0, len(chosen), BLOCK):  # never a second copy of all rows
+            part[start : start + BLOCK] = rows(k, chosen[start : start + BLOCK])
         middle = part[:, chosen].to(torch.float64)
         # the shift keeps the factor of a nearly singular block bounded; a preconditioner may be a little wrong
         eps = torch.finfo(k.dtype).eps * len(chosen)

@@ -45,11 +45,19 @@ class Woodbury(Operator):
         high = max(BLOCK // max(r, 1), 1)
         return [slice(i, min(i + high, n)) for i in range(0, n, high)]
 
+    def _columns(self) -> tuple[Tensor, ...] | None:
+        """The factor in pieces of its columns where these lie in memory one after the other: quicker to widen."""
+        n, r = self.factor.shape
+        return self.factor.split(max(BLOCK // max(n, 1), 1), 1) if self.factor.stride(0) == 1 and n and r else None
+
     def _down(self, u: Tensor) -> Tensor:
         """F^T D^-1/2 u, in float64."""
         u = u * self._root
         if self.factor.dtype == WIDE:
             return self.factor.mT @ u
+        columns = self._columns()
+        if columns is not None:
+            return torch.cat([part.to(WIDE).mT @ u for part in columns], -2)
         total = u.new_zeros(*u.shape[:-2], self.factor.shape[1], u.shape[-1])
         for at in self._blocks():
             total += self.factor[at].to(WIDE).mT @ u[..., at, :]
@@ -59,8 +67,14 @@ class Woodbury(Operator):
         """D^-1/2 F w, in float64."""
         if self.factor.dtype == WIDE:
             return self.factor @ w * self._root
-        parts = [self.factor[at].to(WIDE) @ w for at in self._blocks()]
-        return torch.cat(parts, -2) * self._root if parts else w.new_zeros(*w.shape[:-2], 0, w.shape[-1])
+        total, columns = w.new_zeros(*w.shape[:-2], self.factor.shape[0], w.shape[-1]), self._columns()
+        if columns is None:
+            for at in self._blocks():
+                total[..., at, :] = self.factor[at].to(WIDE) @ w
+            return total * self._root
+        for part, weights in zip(columns, w.split(columns[0].shape[1], -2), strict=True):
+            total += part.to(WIDE) @ weights
+        return total * self._root
 
     def matmul(self, v: Tensor) -> Tensor:
         u = v.to(WIDE) * self._root
