@@ -340,6 +340,14 @@ def _kronecker(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> An
     return o.Kronecker(o.Dense(a), o.Dense(b)), torch.kron(a, b), [a, b]
 
 
+def _block_toeplitz(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
+    (a, b), (c, d) = _split(n), _split(m)
+    lags = _leaf(*batch, a + c - 1, b + d - 1, dtype=dtype, seed=12)
+    rows, cols = ([(i, j) for i in range(p) for j in range(q)] for p, q in ((a, b), (c, d)))
+    entries = [lags[..., i - k + c - 1, j - w + d - 1] for i, j in rows for k, w in cols]
+    return o.BlockToeplitz(lags, (a, b), (c, d)), torch.stack(entries, -1).reshape(*batch, n, m), [lags]
+
+
 def _sparse(dtype: torch.dtype, batch: tuple[int, ...], n: int, m: int) -> Any:
     places = [(i, j) for i in range(n) for j in range(m) if (3 * i + 5 * j) % 4 < 2]
     places = [*places[::2], *places[1::2], *places[:1]]  # not sorted, and the first place twice
@@ -385,6 +393,7 @@ OPERATORS = [
     OperatorCase("Toeplitz", _toeplitz),
     OperatorCase("Circulant", _circulant, square=True),
     OperatorCase("Kronecker", _kronecker),
+    OperatorCase("BlockToeplitz", _block_toeplitz),
     OperatorCase("Sparse", _sparse),
     OperatorCase("Block", _block),
 ]
@@ -403,6 +412,8 @@ CANNOT: dict[tuple[str, str], str] = {
     ("Tiled-softmax", "empty"): "a softmax over no columns is not defined",
     ("Tiled-causal-softmax", "empty"): "a softmax over no columns is not defined",
     ("Normalised", "empty"): "a normalised row needs at least one column",
+    ("BlockToeplitz", "tril"): "the causal part along one order of a grid is not Toeplitz along its axes",
+    ("BlockToeplitz", "empty"): "a grid has at least one point along every axis",
     ("Kronecker", "tril"): "the causal part of a Kronecker product is not the product of causal parts",
 }
 
@@ -481,6 +492,7 @@ COVERED: dict[str, str] = {
             "Normalised",
             "Toeplitz",
             "Circulant",
+            "BlockToeplitz",
             "Kronecker",
             "Sparse",
             "Block",

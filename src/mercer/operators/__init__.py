@@ -2,6 +2,7 @@
 
 from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
 from mercer.operators.block import Block
+from mercer.operators.blocktoeplitz import BlockToeplitz
 from mercer.operators.circulant import Circulant
 from mercer.operators.converted import Converted
 from mercer.operators.dense import Dense
@@ -18,6 +19,7 @@ from mercer.operators.vecchia import Vecchia
 
 __all__ = [
     "Block",
+    "BlockToeplitz",
     "Circulant",
     "Composed",
     "Converted",

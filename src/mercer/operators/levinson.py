@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mercer.operators.solvable import System, implicit_solve
 from mercer.operators.transform import convolve, embedded, fft_length
 
 DIRECT = 2048  # rows up to which Levinson's recursion is quicker than iterating
-TOLERANCE, MOST = 1e-12, 2000  # residual and iterations at which conjugate gradients stop
+TOLERANCE, MOST = 1e-10, 2000  # residual and iterations at which conjugate gradients stop
 
 
 def _product(lags: Tensor, v: Tensor) -> Tensor:
@@ -43,25 +44,40 @@ def _direct(lags: Tensor, b: Tensor) -> Tensor:
     return (x + once(right - _product(many, x))).reshape(*batch, n, c)
 
 
-def _iterated(lags: Tensor, b: Tensor) -> tuple[Tensor, int]:
-    """Conjugate gradients preconditioned by the circulant matrix nearest to A in the Frobenius norm [chan1988]."""
-    n = b.shape[-2]
+def nearest_circulant(lags: Tensor, n: int, axis: int = -1) -> Tensor:
+    """The first column, along an axis, of the circulant matrix nearest to A in the Frobenius norm [chan1988]."""
+    t = lags.movedim(axis, -1)
     k = torch.arange(n, dtype=lags.dtype)
-    back = torch.cat([torch.zeros_like(lags[..., :1]), lags[..., : n - 1]], -1)  # lag k - n, nothing for k = 0
-    near = torch.fft.rfft(((n - k) * lags[..., n - 1 :] + k * back) / n).real.unsqueeze(-2)
-    near = near.clamp_min(torch.finfo(lags.dtype).eps * float(near.abs().max()))
+    back = torch.cat([torch.zeros_like(t[..., :1]), t[..., : n - 1]], -1)  # lag k - n, nothing for k = 0
+    return (((n - k) * t[..., n - 1 :] + k * back) / n).movedim(-1, axis)
+
+
+def bounded(spectrum: Tensor) -> Tensor:
+    """Eigenvalues of a preconditioner, kept away from zero."""
+    return spectrum.clamp_min(torch.finfo(spectrum.dtype).eps * float(spectrum.abs().max()))
+
+
+def _iterated(lags: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    n = b.shape[-2]
+    near, spectrum = bounded(torch.fft.rfft(nearest_circulant(lags, n)).real.unsqueeze(-2)), embedded(lags, n, n)
 
     def precondition(r: Tensor) -> Tensor:
         return torch.fft.irfft(torch.fft.rfft(r.mT) / near, n).mT
 
-    spectrum = embedded(lags, n, n)
+    return iterate(lambda p: convolve(spectrum, p, n), precondition, b)
+
+
+def iterate(
+    product: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor
+) -> tuple[Tensor, int]:
+    """Preconditioned conjugate gradients in batches: (the best x it saw, the number of steps)."""
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z, (r * z).sum(-2, keepdim=True)
     goal, best, steps = TOLERANCE * b.norm(dim=-2), (math.inf, x), 0
     while steps < MOST:
         steps += 1
-        ap = convolve(spectrum, p, n)
+        ap = product(p)
         curve = (p * ap).sum(-2, keepdim=True)
         alpha = torch.where(curve > 0, rz / curve, 0.0)
         x, r = x + alpha * p, r - alpha * ap
