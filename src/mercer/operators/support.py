@@ -18,7 +18,6 @@ from mercer.operators.solvable import again
 from mercer.statistic import Statistic
 
 DISTANCES = (Statistic.DISTANCE, Statistic.SQUARED_DISTANCE)
-FARTHEST = 2.0**20  # scaled distance beyond which a kernel does not count as compact
 SAMPLED = 64, 1024  # rows and columns of the sample that foretells the number of entries
 PIECE = 2**18  # pairs whose values are made at once where gradients are wanted
 
@@ -35,13 +34,13 @@ class Support:
     def radius(self) -> float:
         """The distance of scaled coordinates beyond which the profile is zero, to the last digit, from above."""
         grid = torch.logspace(-20, 20, 40 * 64 + 1, base=2.0, dtype=torch.float64)
-        reached = self._alive(grid).nonzero()
-        if not len(reached):
-            return 0.0
-        low, high = float(grid[reached[-1]]), float(grid[min(int(reached[-1]) + 1, len(grid) - 1)])
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if bool(self._alive(torch.tensor([middle], dtype=grid.dtype))) else (low, middle)
+        for _ in range(7):  # each round leaves a thousandth of the stretch
+            reached = self._alive(grid).nonzero()
+            if not len(reached):
+                return float(grid[0])
+            last = int(reached[-1])
+            high = float(grid[min(last + 1, len(grid) - 1)])
+            grid = torch.linspace(float(grid[last]), high, 1025, dtype=torch.float64)
         return high
 
     @torch.no_grad()
