@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from typing import Any
@@ -27,7 +28,7 @@ from mercer.kernels import Constant, Gaussian, Laplace, Linear, Matern, Riesz
 from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal, NeighbourRidge
 from mercer.learn.calibrate import Calibration
 from mercer.learn.centres import falkon, normal
-from mercer.learn.copies import once
+from mercer.learn.copies import Repeats
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.plan import Plan, Speed, choose
 from mercer.learn.refine import _better, refine
@@ -35,6 +36,7 @@ from mercer.learn.solve import FOLDS, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target
 from mercer.learn.tune import Clock
+from tests.peak import peak_bytes
 
 REGRESSORS = [KernelRidge, GaussianProcessRegressor]
 ALL = [*REGRESSORS, KernelClassifier]
@@ -504,22 +506,98 @@ def test_a_table_copied_four_times_teaches_what_it_taught_once(learner: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "copies"),
+    ("x", "places"),
     [
-        (np.tile(rng(0).normal(size=(100, 2)), (3, 1)), np.tile(rng(1).normal(size=100), 3), True),
-        (np.tile(rng(0).integers(0, 50, size=(300, 3)), (2, 1)), np.tile(rng(1).integers(0, 9, size=300), 2), True),
-        (rng(0).integers(0, 4, size=(900, 3)), rng(1).poisson(2, size=900), False),  # categories and counts
-        (rng(0).integers(0, 2, size=(900, 6)), rng(0).integers(0, 2, size=(900, 6)).sum(1) % 2, False),  # logic
-        (rng(0).normal(size=(60, 3))[rng(2).integers(0, 60, 900)], rng(1).poisson(2, size=900), False),  # a design
-        (rng(0).normal(size=(60, 3))[rng(2).integers(0, 60, 900)], rng(1).normal(size=900), False),  # measured again
+        (np.tile(rng(0).normal(size=(100, 2)), (3, 1)), 100),
+        (np.repeat(rng(0).normal(size=(300, 1)), 3, 0), 300),
+        (np.tile(rng(0).permutation(125_000)[:300, None] // [2500, 50, 1] % 50, (2, 1)), 300),
+        (rng(0).normal(size=(60, 3))[rng(2).integers(0, 60, 900)], 60),  # a design, measured again
+        (rng(0).normal(size=(900, 2)), None),
+        (rng(0).integers(0, 4, size=(900, 3)), None),  # categories
+        (rng(0).integers(0, 2, size=(900, 6)), None),  # logic
+        (np.repeat([[1.0], [2.0], [5.0], [9.0]], 50, 0), None),  # four doses
     ],
 )
-def test_only_rows_that_chance_cannot_explain_are_copies(x: np.ndarray, y: np.ndarray, copies: bool) -> None:
-    table, goal = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)[:, None]
-    kept, place = once(table, goal)
-    whole_rows = np.concatenate([x, y[:, None]], 1)
-    np.testing.assert_array_equal(whole_rows[kept][place], whole_rows)
-    assert len(kept) == (len(np.unique(whole_rows, axis=0)) if copies else len(x))
+def test_places_seen_again_are_told_from_columns_of_few_values(x: np.ndarray, places: int | None) -> None:
+    table = torch.tensor(x, dtype=torch.float64)
+    found = Repeats.of(table)
+    if places is None:
+        assert found is None
+        return
+    assert found is not None and len(found.sizes) == places == len(np.unique(x, axis=0))
+    y = torch.tensor(rng(3).normal(size=(len(x), 2)))
+    alike = (table[:, None] == table).all(2).double()  # means by a dense loop over equal rows
+    assert torch.allclose(found.means(y)[torch.from_numpy(found.place)], alike @ y / alike.sum(1, keepdim=True))
+    assert torch.equal(table[found.picked][found.place], table)
+
+
+def twice(n: int = 60) -> tuple[torch.Tensor, torch.Tensor, Repeats]:
+    """Rows of which places have one to four."""
+    places = torch.tensor(rng(0).normal(size=(n, 2)))
+    x = places[torch.tensor(np.repeat(np.arange(n), 1 + np.arange(n) % 4))]
+    y = torch.tensor(rng(1).normal(size=(len(x), 2))) + x[:, :1] ** 2
+    found = Repeats.of(x)
+    assert found is not None
+    return x, y, found
+
+
+@pytest.mark.parametrize("run", [exact, whole, normal, falkon])
+def test_means_with_shares_of_the_noise_are_the_fit_of_all_rows(run: Any) -> None:
+    """And leaving out a mean leaves out the block of its rows: (A^-1)_BB^-1 (A^-1 y)_B, from all of A."""
+    x, y, twins = twice()
+    kernel, noise = Matern(2.5, 1.5), 0.3
+    a = kernel.block(x, x) + noise * torch.eye(len(x), dtype=torch.float64)
+    wanted = y - noise * torch.linalg.solve(a, y)  # K (K + noise I)^-1 y
+    places, means, shares = x[twins.picked], twins.means(y), twins.shares(noise, noise)
+    plan, generator = choose(len(places)), torch.Generator().manual_seed(0)
+    plan = dataclasses.replace(plan, landmarks=len(places))
+    extra = (Clock.of(None),) if run is exact else (generator, Clock.of(None))
+    found = run(kernel, noise, places, means, plan, [], *extra, shares)
+    fitted = kernel.block(places, found.points.double()) @ found.weights.double()
+    torch.testing.assert_close(fitted[twins.place], wanted, atol=1e-9 if run is exact else 0.02, rtol=0)
+    if run is exact:
+        inverse = a.inverse()
+        for g in (1, 6, 11):
+            block = torch.from_numpy(np.flatnonzero(twins.place == g))
+            residual = torch.linalg.solve(inverse[block][:, block], (inverse @ y)[block])
+            torch.testing.assert_close(y[block] - found.left_out[g], residual)
+
+
+@pytest.mark.parametrize("learner", REGRESSORS)
+def test_centres_and_their_blocks_stay_within_the_memory(learner: Any) -> None:
+    """A Gaussian process took 3,000 centres whatever the budget."""
+    x, y = problem(1600, 10)
+    model = learner(Matern(2.5, 3.0), 0.1, learn=False, random_state=0)
+    with memory("40M"):
+        peak = peak_bytes(lambda: model.fit(x, y))
+    assert learner is KernelRidge or 0 < model.plan_.landmarks <= (40 * 2**20 / 96) ** 0.5
+    assert peak < 40 * 2**20
+
+
+def test_the_likelihood_of_twins_is_that_of_all_rows() -> None:
+    x, y, _ = twice()
+    kernel = Gaussian(1.3)
+    model = GaussianProcessRegressor(kernel, 0.3, learn=False, standardize=False).fit(x.numpy(), y.numpy())
+    a = kernel.block(x, x).detach() + 0.3 * torch.eye(len(x), dtype=torch.float64)
+    normal_law = torch.distributions.MultivariateNormal(torch.zeros(len(x), dtype=torch.float64), a)
+    assert model.log_marginal_likelihood() == pytest.approx(float(normal_law.log_prob(y.mT).sum()), rel=1e-9)
+    theta, step = model.theta_, 1e-5
+    each = [model.log_marginal_likelihood(theta + e) for e in (np.array([0, step]), np.array([0, -step]))]
+    slope = model.log_marginal_likelihood(theta, eval_gradient=True)[1]
+    assert slope[-1] == pytest.approx((each[0] - each[1]) / (2 * step), rel=1e-5)
+
+
+@pytest.mark.parametrize("learner", [*REGRESSORS, NeighbourRidge])
+def test_a_row_measured_three_times_is_one_place_for_the_bands(learner: Any) -> None:
+    """Noise of 0.5 for the place and 0.05 for each measurement: bands of 90 % held 13 % of rows at new places."""
+    x = np.repeat(rng(0).normal(size=(300, 2)), 3, 0)
+    new = rng(1).normal(size=(2000, 2))
+    y = x[:, 0] ** 2 + x[:, 1] + np.repeat(0.5 * rng(2).normal(size=300), 3) + 0.05 * rng(3).normal(size=900)
+    true = new[:, 0] ** 2 + new[:, 1] + 0.5 * rng(4).normal(size=2000)
+    model = learner(random_state=0).fit(x, y)
+    low, high = model.predict_interval(new)
+    assert 0.85 < ((low <= true) & (true <= high)).mean() < 0.95
+    assert model.score(new, true) > (0.86 if learner is NeighbourRidge else 0.9)
 
 
 def test_a_table_without_noise_is_fitted_to_its_last_digits() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from mercer.learn.conformal import LocalConformal
-from mercer.learn.copies import once
+from mercer.learn.copies import Repeats
 
 COVERAGE = 0.9
-ENOUGH = 20  # rows of a class that can tell a threshold of 95 %
+ENOUGH = 20  # judged rows of a class from which a promise to it can be checked
 LEVELS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 
 
@@ -32,8 +32,8 @@ def widest(calibrator: LocalConformal, coverage: float) -> np.ndarray:
 class ClassSets:
     """Sets of classes: all whose chance is at least the class's own threshold, and always the likeliest.
 
-    A threshold of its own covers each class as promised, the rare ones too; a class of fewer than 20 rows has that of
-    all rows. chances: the sorted out-of-fold chances given to the true class; codes: those classes.
+    A threshold of its own covers each class as promised, the rare ones too; a class of too few rows to have one (9 for
+    90 %) is in every set. chances: the sorted out-of-fold chances given to the true class; codes: those classes.
     Source [sadinle2019, sec. 2.2], [vovk2005, sec. 4.5].
     """
 
@@ -53,7 +53,6 @@ class ClassSets:
 
     def _threshold(self, code: int, coverage: float) -> float:
         own = self.chances[self.codes == code]
-        own = own if len(own) >= ENOUGH else self.chances
         place = len(own) - conformal_rank(len(own), coverage)
         return float(own[place]) if place >= 0 else 0.0
 
@@ -74,6 +73,7 @@ class Measured:
     low, high, pit: for numbers, of every judged row; inside: whether the 90 % band or set held the truth;
     curve: the share held at each of LEVELS; size: median width, or mean number of classes.
     least: of classes of 20 rows or more, the one whose rows were held least often, the share and the rows.
+    few: the classes of fewer rows, and how many.
     """
 
     low: np.ndarray
@@ -83,6 +83,7 @@ class Measured:
     curve: list[float]
     size: float
     least: tuple[int, float, int] | None = None
+    few: list[tuple[int, int]] = field(default_factory=list)
 
 
 def _least(true: np.ndarray, inside: np.ndarray) -> tuple[int, float, int] | None:
@@ -100,12 +101,14 @@ def _numbers(
     parts: Sequence[np.ndarray],
     kept: np.ndarray,
     seed: int,
+    seconds: float | None,
 ) -> list[Measured]:
     low, high, pit = np.empty_like(true), np.empty_like(true), np.empty_like(true)
     hits = np.empty((len(LEVELS), *true.shape), dtype=bool)
     for rows in parts:
         others = np.setdiff1d(kept, rows)
-        calibrator = LocalConformal(scale=False, random_state=seed).fit(place[others], (true - found)[others])
+        calibrator = LocalConformal(scale=False, random_state=seed, time_budget=seconds)
+        calibrator.fit(place[others], (true - found)[others])
         spread = calibrator.spread(place[rows])
         for level, inside in zip(LEVELS, hits, strict=True):
             inside[rows] = np.abs(true - found)[rows] <= widest(calibrator, float(level)) * spread
@@ -131,7 +134,10 @@ def _classes(true: np.ndarray, chances: np.ndarray, parts: Sequence[np.ndarray])
         members = sets.members(chances[rows])
         inside[rows], sizes[rows] = members[np.arange(len(rows)), true[rows]], members.sum(1)
     nothing = np.full(n, np.nan)
-    return Measured(nothing, nothing, nothing, inside, hits.mean(1).tolist(), float(sizes.mean()), _least(true, inside))
+    rows = np.bincount(true, minlength=chances.shape[1])
+    few = [(int(c), int(rows[c])) for c in np.flatnonzero(rows < ENOUGH)]
+    curve, size = hits.mean(1).tolist(), float(sizes.mean())
+    return Measured(nothing, nothing, nothing, inside, curve, size, _least(true, inside), few)
 
 
 def _parts(folds: np.ndarray, seed: int) -> list[np.ndarray]:
@@ -141,17 +147,22 @@ def _parts(folds: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def measure_numbers(
-    place: np.ndarray, true: np.ndarray, found: np.ndarray, folds: np.ndarray, seed: int
+    place: np.ndarray, true: np.ndarray, found: np.ndarray, folds: np.ndarray, seed: int, seconds: float | None = None
 ) -> tuple[LocalConformal, list[Measured]]:
     """(calibrator of all rows, what calibrators of the other folds did on each fold, for each target).
 
+    seconds: for learning where bands are wider, all calibrators together; None: 4 for each.
     place: n x (d + targets), where the width is looked up, predictions last; true, found: n x targets, found out of
-    fold. Copies of a row calibrate once.
+    fold. Rows that share a place calibrate once, by one of them.
     """
     columns = np.ascontiguousarray(place[:, : place.shape[1] - true.shape[1]])
-    kept, _ = once(torch.from_numpy(columns), torch.from_numpy(true))
-    measured = _numbers(place, true, found, _parts(folds, seed), kept, seed)
-    return LocalConformal(scale=False, random_state=seed).fit(place[kept], (true - found)[kept]), measured
+    twins = Repeats.of(torch.from_numpy(columns))
+    kept = np.arange(len(true)) if twins is None else twins.picked
+    parts = _parts(folds, seed)
+    each = None if seconds is None else seconds / (len(parts) + 1)
+    measured = _numbers(place, true, found, parts, kept, seed, each)
+    final = LocalConformal(scale=False, random_state=seed, time_budget=each)
+    return final.fit(place[kept], (true - found)[kept]), measured
 
 
 def measure_classes(

@@ -153,6 +153,10 @@ def coverage(target: Target, measured: Measured) -> dict[str, Any]:
     if measured.least is not None:
         code, share, rows = measured.least
         size += f"; least often held: {shown(target.classes[code], 24)} ({percent(share, 0)} of {count(rows, 'row')})"
+    if measured.few:
+        names = [f"{shown(target.classes[code], 24)} ({rows})" for code, rows in measured.few[:3]]
+        more = f" and {len(measured.few) - 3} more" if len(measured.few) > 3 else ""
+        size += f"; too few rows of {', '.join(names)}{more} to promise"
     curve = {"nominal": LEVELS.tolist(), "measured": measured.curve}
     sure = binomtest(int(measured.inside.sum()), len(measured.inside)).proportion_ci(0.95)
     return {

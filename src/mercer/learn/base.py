@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import numbers
 from abc import ABC
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,23 @@ from mercer.assemble import assemble
 from mercer.claims import Claim
 from mercer.errors import DataError, StructureError
 from mercer.kernel import Kernel
+from mercer.kernels import Scaled
 from mercer.learn import plan as planning
 from mercer.learn.centres import falkon, normal
 from mercer.learn.conformal import LocalConformal
-from mercer.learn.copies import once
+from mercer.learn.copies import Repeats
 from mercer.learn.likelihood import LEAST
 from mercer.learn.refine import ROWS, refine
+from mercer.learn.screen import screened
 from mercer.learn.solve import FLOOR, LOOSE, Fitted, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
-from mercer.learn.tune import LAST, SPREAD, Clock, defaults, learn
+from mercer.learn.tune import LAST, SPREAD, Clock, Pair, defaults, learn
 
 log = logging.getLogger("mercer")
 
+KNOWN = 2  # of the kernels learned elsewhere, how many are judged by left-out rows
+CALIBRATION = 0.1  # of the seconds: to learn where intervals are wider
 START = 0.1  # noise relative to the output scale, before anything is learned
 
 
@@ -48,6 +53,23 @@ class KernelEstimator(BaseEstimator, ABC):
     _noise_name = "alpha"
     _least = LEAST  # noise that learning may reach
     _spread = SPREAD
+    _known: Sequence[Pair] = ()
+    _repeats: Repeats | None = None
+    _within: float = 0.0  # variance of y among rows of one place
+    _truth: Tensor
+    _learning = (0, False)  # (steps, whether there were hardly any)
+
+    def begin_at(self, known: Sequence[Pair]) -> Any:
+        """Let `fit` consider kernels, with their noises, that were learned on like rows; returns self.
+
+        The likeliest is where learning begins, and the best by left-out rows is kept if learning finds none better.
+        """
+        self._known = [(copy.deepcopy(kernel), float(noise)) for kernel, noise in known]
+        return self
+
+    def learned(self) -> Pair:
+        """(kernel, noise) of the least squares fit, for `begin_at` of another."""
+        return self._pair
 
     def _read(self, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
         table, y = read(self, x, y, reset=reset, classes=classes)
@@ -73,34 +95,63 @@ class KernelEstimator(BaseEstimator, ABC):
         noise = START if given is None else float(given)
         mine = self.kernel is None
         least = self._least if len(x) <= planning.EXACT_ROWS else max(self._least, FLOOR)  # what the solve can bear
-        candidates = defaults(x.shape[1], not self._profile) if mine else [copy.deepcopy(self.kernel)]
+        within = self._within if given is None else 0.0
+        profile = self._profile and within == 0  # a noise that is known in units of y needs the output scale
+        candidates: list[Kernel] = defaults(x.shape[1], not self._profile) if mine else [copy.deepcopy(self.kernel)]
         if not self.learn or bool((y == y[0]).all()):
             return candidates[0], noise
+        if mine and (begun := screened(x, y, generator)):
+            candidates = [k if self._profile else Scaled(k, 1.0) for k in begun] + candidates[-1:]
+        known = self._known
+        if profile < self._profile:
+            candidates = [Scaled(k, 1.0) for k in candidates]
+            known = [(Scaled(copy.deepcopy(k), 1.0), max(level - within, least)) for k, level in known]
+        shares: tuple[Tensor, ...] = ()
+        if self._repeats is not None:
+            sizes = self._repeats.sizes
+            shares = (torch.ones_like(sizes) if given is None else 1 / sizes, within / sizes)
         found = learn(
             candidates, noise, x, y, clock, generator,
-            profile=self._profile, keep_noise=given is not None, progress=self.progress,
-            least=least, spread=self._spread,
+            profile=profile, keep_noise=given is not None, progress=self.progress,
+            least=least, spread=self._spread, known=known, shares=shares,
         )  # fmt: skip
+        self._learning = found.steps, found.hasty() and not self._known  # begun where others had come to
+        kernel, noise = found.kernel, found.noise + within
+        if isinstance(kernel, Scaled) and profile < self._profile:
+            scale = float(kernel.variance.detach())
+            kernel, noise, self._within = kernel.kernel, noise / scale, within / scale
         if given is not None or not self._profile:
-            return found.kernel, found.noise
+            return kernel, noise
         many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
         rows = torch.randperm(len(x), generator=generator)[:ROWS]
-        return refine(found.kernel, found.noise, x[rows], y[rows], self._judge, clock, least, flags_only=many)
+        others = found.known[:KNOWN] if profile else self._known[:KNOWN]
+        share = self._share(noise)
+        return refine(
+            kernel, noise, x[rows], y[rows], self._judge, clock, least, many, others,
+            share=None if share is None else share[rows], truth=self._truth[rows],
+        )  # fmt: skip
+
+    def _goal(self, means: Tensor, drawn: Tensor) -> Tensor:
+        """What left-out predictions are judged against: the mean of y at each place, or the y of a row drawn there."""
+        return means
+
+    def _share(self, noise: float) -> Tensor | None:
+        """The noise of each place as a share of that of a row; None where no place was seen twice."""
+        if self._repeats is None:
+            return None
+        if getattr(self, self._noise_name) is not None:
+            self._within = noise  # the caller's word on what a row is worth
+        return self._repeats.shares(self._within, noise)
 
     def _judge(self, left_out: Tensor, y: Tensor) -> float | Tensor:
         """The error of left-out predictions of scaled y, of each row."""
         return (left_out - y).square().mean(1)
 
-    def _once(self, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """`once` where the noise is learned: a given noise is the caller's word on what a row is worth."""
-        if getattr(self, self._noise_name) is None:
-            return once(x, y)
-        return np.arange(len(x)), np.arange(len(x))
-
     def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         """Learn and solve for y: n c; sets the fitted attributes, `_left_out` of all rows among them.
 
-        Returns (scaled x, scaled y) of the rows learned from, which are all but copies, and which rows they are.
+        Returns (scaled x, scaled y) of what was learned from: the rows, or each place that rows share and their mean
+        there; and which row stands for each.
         """
         clock = Clock.of(self.time_budget)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
@@ -110,14 +161,19 @@ class KernelEstimator(BaseEstimator, ABC):
         self.scaler_ = self._common if self._ours() else Scaler.identity(table.shape[1])
         self.target_, scaled = Target.fit(y, self._ours() or self.learn)
         x = self.scaler_(table)
-        kept, place = self._once(x, scaled)
-        x, scaled = x[kept], scaled[kept]
+        twins = self._repeats = Repeats.of(x)
+        kept = np.arange(len(x)) if twins is None else twins.picked
+        self._within = 0.0 if twins is None else twins.within(scaled)
+        means = scaled if twins is None else twins.means(scaled)
+        self._truth = self._goal(means, scaled[kept])
+        x, scaled = x[kept], means
         kernel, noise = self._learned(x, scaled, clock, generator)
         plan = self._choose(kernel, x, scaled.shape[1], clock)
+        self._shares = self._share(noise)
         with torch.no_grad():
             fitted = self._solved(kernel, noise, x, scaled, plan, clock, generator)
-        self._keep(kernel, fitted, clock)
-        self._left_out = fitted.left_out[place]
+        self._keep(kernel, fitted, clock, float((fitted.left_out - scaled).square().mean()))
+        self._left_out = fitted.left_out if twins is None else fitted.left_out[twins.place]
         return x, scaled, kept
 
     def _solved(
@@ -127,14 +183,14 @@ class KernelEstimator(BaseEstimator, ABC):
         """The plan carried out; iterations that stay far from the solution give way to a direct one that is better."""
         factors = self._factors(len(x))
         if plan.algorithm == "cholesky":
-            return exact(kernel, noise, x, y, plan, factors, clock)
+            return exact(kernel, noise, x, y, plan, factors, clock, self._shares)
         run = {"cg": whole, "nystrom": normal, "falkon": falkon}[plan.algorithm]
-        fitted = run(kernel, noise, x, y, plan, factors, generator, clock)
+        fitted = run(kernel, noise, x, y, plan, factors, generator, clock, self._shares)
         if fitted.plan.residual <= LOOSE:
             return fitted
         log.info("iterations stopped at a residual of %.1e: solving with kernel centres", fitted.plan.residual)
         direct = planning.centres(len(x), plan.landmarks)
-        other = normal(kernel, noise, x, y, direct, factors, generator, clock)
+        other = normal(kernel, noise, x, y, direct, factors, generator, clock, self._shares)
         return min(fitted, other, key=lambda found: float((found.left_out - y).square().mean()))
 
     def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
@@ -149,11 +205,15 @@ class KernelEstimator(BaseEstimator, ABC):
             return [1e-3, 1e-2, 1e-1, 10.0, 100.0]
         return [] if n <= LAST else [0.3, 3.0]
 
-    def _keep(self, kernel: Kernel, fitted: Fitted, clock: Clock) -> None:
+    def _keep(self, kernel: Kernel, fitted: Fitted, clock: Clock, error: float) -> None:
         self.kernel_ = kernel.requires_grad_(False)
         setattr(self, f"{self._noise_name}_", fitted.noise)
+        self._pair = self.kernel_, float(fitted.noise)
         self._points, self._weights, self._factor = fitted.points, fitted.weights, fitted.factor
-        done = dataclasses.replace(fitted.plan, seconds=clock.used(), interrupted=clock.interrupted)
+        steps, hasty = self._learning
+        done = dataclasses.replace(
+            fitted.plan, seconds=clock.used(), interrupted=clock.interrupted, steps=steps, hasty=hasty, error=error
+        )
         self.plan_ = dataclasses.replace(done, sentence=planning.sentence(done))
         log.info("%s: %s", type(self).__name__, self.plan_.sentence)
 
@@ -205,7 +265,9 @@ class KernelEstimator(BaseEstimator, ABC):
         self._factor = None
 
     def _conformal(self, x: Tensor, scaled: Tensor, kept: np.ndarray) -> None:
-        """Intervals from the predictions of the kept rows by fits without them."""
+        """Intervals from the predictions of the kept rows by fits without them, one row for each place."""
         left = self._left_out[kept].numpy()
-        self.conformal_ = LocalConformal(scale=False, random_state=0).fit(self._local(x, left), scaled.numpy() - left)
+        seconds = None if self.time_budget is None else CALIBRATION * self.time_budget
+        local = LocalConformal(scale=False, random_state=0, time_budget=seconds)
+        self.conformal_ = local.fit(self._local(x, left), scaled.numpy() - left)
         del self._left_out

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import assemble
+from mercer.budget import memory_budget
 from mercer.claims import PSD
 from mercer.kernel import Kernel
 from mercer.learn.plan import Plan
@@ -17,25 +18,33 @@ from mercer.learn.tune import Clock
 from mercer.linalg import CG, Cholesky
 from mercer.operator import Cost, Operator
 
-BLOCK = 2048  # rows of kernel values formed at once
+BLOCK, LEAST = 2048, 64  # rows of kernel values formed at once, at most and at least
+SHARE = 256  # a block and what is made of it: 32 bytes for each value, in an eighth of the memory budget
+
+
+def block_rows(centres: int) -> int:
+    """Rows of kernel values with so many centres that are formed at once."""
+    return int(min(BLOCK, max(LEAST, memory_budget() // (SHARE * max(centres, 1)))))
 
 
 def _blocks(kernel: Kernel, x: Tensor, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, their kernel values with the centres in float64), a block at a time."""
-    for part in rows.split(BLOCK):
+    for part in rows.split(block_rows(len(z))):
         yield part, kernel.block(x[part], z).double()
 
 
 @torch.no_grad()
 def normal(
     kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, factors: list[float],
-    generator: torch.Generator, clock: Clock,
+    generator: torch.Generator, clock: Clock, share: Tensor | None = None,
 ) -> Fitted:  # fmt: skip
     """(K_mn K_nm + noise K_mm) w = K_mn y by Cholesky, and the same without each fold from the same sums.
 
+    share: of the noise, `n`: the sums weigh each row by its inverse.
     Cost: 2 n m^2 flops in float64 and 2 n m kernel values, 8 (folds + 3) m^2 bytes.
     """
     n, outputs = y.shape
+    heavy = torch.ones(n, 1, dtype=torch.float64) if share is None else 1 / share[:, None]
     points = x.float()
     z = points[torch.randperm(n, generator=generator)[: plan.landmarks]]
     fold = torch.randperm(n, generator=generator) % FOLDS
@@ -46,12 +55,13 @@ def normal(
     held = [(fold == f).nonzero()[:, 0] for f in range(FOLDS)]
     for f in range(FOLDS):
         for rows, block in _blocks(kernel, points, z, held[f]):
-            gram[f].addmm_(block.mT, block)
-            right[f].addmm_(block.mT, y[rows])
+            weighed = block if share is None else heavy[rows] * block
+            gram[f].addmm_(block.mT, weighed)
+            right[f].addmm_(weighed.mT, y[rows])
     all_gram, all_right = gram.sum(0), right.sum(0)
 
     def weights(level: float, f: int | None) -> Tensor:
-        a = all_gram + level * middle if f is None else all_gram - gram[f] + level * middle
+        a = (all_gram.clone() if f is None else all_gram - gram[f]).add_(middle, alpha=level)
         return Cholesky().factor(a).solve(all_right if f is None else all_right - right[f])
 
     def error(level: float) -> float:
@@ -117,7 +127,7 @@ class _Falkon(Operator):
 
 def falkon(
     kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, factors: list[float],
-    generator: torch.Generator, clock: Clock,
+    generator: torch.Generator, clock: Clock, share: Tensor | None = None,
 ) -> Fitted:  # fmt: skip
     """Kernel centres (rows drawn uniformly), Falkon-preconditioned CG for the fit and for the folds together."""
     n, outputs = y.shape
@@ -133,6 +143,7 @@ def falkon(
         middle.diagonal().add_(jitter)
         levels = [max(a, FLOOR * diagonal) for a in noises(noise, factors)]
         fold, mask = masks(n, FOLDS, outputs, generator)
+        mask = mask if share is None else mask / share[:, None].float()
         held = mask[:, outputs : 2 * outputs].repeat(1, len(levels))
         each = torch.tensor(levels, dtype=torch.float64).repeat_interleave(outputs)
         a = _Falkon(k, middle, held, each, levels[0])

@@ -60,15 +60,17 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         check_classification_targets(labels)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise DataError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least two")
+            raise DataError(
+                f"y holds one class only ({self.classes_[:1].tolist()[0]!r}); a classifier needs at least two"
+            )
         one = np.eye(len(self.classes_))[codes]
         clock = Clock.of(self.time_budget)
-        x, _, kept = self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
+        x, _, _ = self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
         scores = self._each_class(self._left_out.numpy())
         del self._left_out
         self.calibration_ = Calibration.fit(scores, codes)
         if self.learn and self.alpha is None and not self.plan_.interrupted:
-            self._by_log_loss(x, codes[kept], self.calibration_.loss(scores, codes), clock)
+            self._by_log_loss(x, codes, self.calibration_.loss(scores, codes), clock)
         return self
 
     def _by_log_loss(self, x: Tensor, codes: np.ndarray, usual: float, clock: Clock) -> None:
@@ -78,7 +80,13 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         seconds = UNTOLD if clock.seconds is None else clock.seconds
         own = Clock.of(max(seconds - clock.used(), LATE * seconds))
         try:
-            found = logistic.fit(self.kernel_, x, codes, usual, own, generator)
+            twins, place = self._repeats, None
+            if twins is not None and self._within == 0:  # rows of one place agree: each place is one observation
+                codes = codes[twins.picked]
+            elif twins is not None:
+                place = twins.place
+                x = x[torch.from_numpy(place)]
+            found = logistic.fit(self.kernel_, x, codes, usual, own, generator, place)
         except KeyboardInterrupt:
             self.plan_ = dataclasses.replace(self.plan_, interrupted=True)
             return
@@ -101,6 +109,9 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         found = super()._learned(x, y, early, generator)
         clock.interrupted = early.interrupted
         return found
+
+    def _goal(self, means: Tensor, drawn: Tensor) -> Tensor:
+        return drawn  # a mean is no class
 
     def _judge(self, left_out: Tensor, y: Tensor) -> float:
         scores = self._each_class(left_out.numpy())

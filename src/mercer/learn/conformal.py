@@ -16,6 +16,7 @@ from mercer.learn.tune import Clock, learn, one_thread
 ROWS, SEEN = 800, 500  # from which the local scale, and the relevance of each column, are learned
 ENOUGH = 60  # rows below which no relevance is learned
 KEPT = 20_000  # scores kept
+PATIENCE, PROMISED = 4.0, 6  # seconds when nobody said, and steps whatever the time, to learn the relevance
 WIDTHS, RIDGES, SHRINK = (0.5, 1.0, 2.0, 4.0), (0.3, 1.0, 3.0, 10.0, 30.0), (0.0, 0.5, 1.0)
 WIDEST = 20.0  # no place is believed to be this many times noisier or quieter than the middle
 
@@ -36,12 +37,13 @@ class LocalConformal:
     interval = prediction -+ q s(x): s is a kernel ridge of log |residual| on up to 800 rows, its smoothness chosen
     by leave-one-out; q is the conformal quantile of |residual| / s. Where s does not help it is a constant.
     scale: put columns on a robust common scale first. random_state: of the rows that s is learned from.
+    time_budget: seconds, soft, for learning which columns matter to s; None: 4.
     Error: coverage is coverage -+ 1 / (n + 1) on average for exchangeable rows, s apart. Infinite width when
     n is too small for the coverage. Source [lei2018, sec. 5.2], [vovk2005].
     """
 
-    def __init__(self, scale: bool = True, random_state: int | None = 0):
-        self.scale, self.random_state = scale, random_state
+    def __init__(self, scale: bool = True, random_state: int | None = 0, time_budget: float | None = None):
+        self.scale, self.random_state, self.time_budget = scale, random_state, time_budget
 
     def fit(self, x: Any, residuals: Any) -> LocalConformal:
         """x: n d; residuals: n or n c, true minus predicted, of rows that the predictor did not see."""
@@ -80,7 +82,8 @@ class LocalConformal:
         if not bool((t != t[0]).any()):
             return
         generator = torch.Generator().manual_seed(0)
-        found = learn([start], 3.0, z, t, Clock.of(4.0), generator, least=0.1, spread=0.7).kernel
+        clock = Clock.of(PATIENCE if self.time_budget is None else self.time_budget)
+        found = learn([start], 3.0, z, t, clock, generator, least=0.1, spread=0.7, promised=PROMISED).kernel
         inverse = 1 / found.get_parameter("log_lengthscale").detach().exp()
         self.relevance = inverse / inverse.square().mean().sqrt()
 
@@ -104,7 +107,7 @@ class LocalConformal:
 
     def _log_scale(self, z: torch.Tensor) -> torch.Tensor:
         found = []
-        for part in (z * self.relevance).split(8192):
+        for part in (z * self.relevance).split(1024):
             near = torch.exp(-0.5 * _squared(part, self.points) / (self.width**2 * self.unit))
             found.append(near @ self.weights)
         return torch.cat(found) if found else torch.zeros(0, self.weights.shape[1], dtype=torch.float64)

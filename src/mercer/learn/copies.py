@@ -1,17 +1,16 @@
-"""Rows that a table holds more than once without having been observed more than once."""
+"""Rows that share their place with others: they teach by their mean, and are left out together."""
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-log = logging.getLogger("mercer")
-
-FAR = 0.01  # chance explains less than one in a hundred
-ALWAYS = 0.95  # of the rows that meet: few may do so by chance
+FAR = 0.01  # chance explains less than one meeting in a hundred
 SEEN = 5000  # rows from which the chance of agreeing is estimated
+DOUBT = 10  # degrees of freedom that a spread of zero is worth
 
 
 def _codes(table: np.ndarray) -> np.ndarray:
@@ -34,35 +33,60 @@ def _agreeing(codes: np.ndarray) -> float:
 
 
 def _chance(values: np.ndarray) -> float:
-    """The share of pairs of rows that agree in one column, or code."""
+    """The share of pairs of rows that agree in one column."""
     k = len(values)
     return _agreeing(np.unique(values, return_inverse=True)[1].reshape(-1)) / max(k * (k - 1) / 2, 1)
 
 
-def once(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to learn from, sorted; for each of the n rows the place among them of the one that stands for it).
+@dataclass(frozen=True)
+class Repeats:
+    """Places x that were observed several times. place: of each of the n rows; sizes: rows of each of the g places.
 
-    Rows equal in x and y stand for one observation where chance cannot explain them: rows meet in all of x a
-    hundred times as often as the columns, taken apart, let them; and rows that meet in x nearly always agree in y,
-    or a hundred times as often as others do. Otherwise, as with few categories, or where an x was measured again,
-    all rows count.
-    x: n d; y: n c.
+    picked: one row of each place, drawn at random: what stands for a new row at a new place.
     """
-    n, table, goal = len(x), x.numpy(), y.numpy()
-    everything = np.arange(n)
-    same = _codes(np.concatenate([table, goal], 1))
-    _, first = np.unique(same, return_index=True)
-    if len(first) == n:
-        return everything, everything
-    meet, met = _codes(table), _codes(goal)
-    pairs, equal = _agreeing(meet), _agreeing(same)
-    seen = first[:: max(1, len(first) // SEEN)]
-    expected = float(np.prod([_chance(column[seen]) for column in table.T])) * n * (n - 1) / 2
-    alike = equal / pairs
-    if expected >= FAR * pairs or (alike < ALWAYS and _chance(met[seen]) >= FAR * alike):
-        return everything, everything
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(first))
-    log.info("%d of %d rows are exact copies of others: each observation counts once", n - len(first), n)
-    return first[order], place[same]
+
+    place: np.ndarray
+    sizes: Tensor
+    picked: np.ndarray
+
+    @classmethod
+    def of(cls, x: Tensor) -> Repeats | None:
+        """None where no two rows of x: n d meet, or where they meet as discrete columns do.
+
+        Discrete: there are no more places than the root of the rows, or the columns, taken apart, explain a
+        hundredth of the meetings. A new row then is at a place that was seen, and every row counts for itself.
+        """
+        n, table = len(x), x.numpy()
+        codes = _codes(table)
+        _, first = np.unique(codes, return_index=True)
+        if len(first) == n or len(first) ** 2 <= n:
+            return None
+        some = first[:: max(1, len(first) // SEEN)]
+        expected = float(np.prod([_chance(column[some]) for column in table.T])) * n * (n - 1) / 2
+        if expected >= FAR * _agreeing(codes):
+            return None
+        order = np.argsort(first)  # places in the order of their first rows
+        number = np.empty_like(order)
+        number[order] = np.arange(len(first))
+        place = number[codes]
+        shuffled = np.random.default_rng(0).permutation(n)
+        picked = shuffled[np.unique(place[shuffled], return_index=True)[1]]
+        return cls(place, torch.from_numpy(np.bincount(place).astype(np.float64)), picked)
+
+    def means(self, y: Tensor) -> Tensor:
+        """The mean of y: n c at each place, `g c`."""
+        total = y.new_zeros(len(self.sizes), y.shape[1]).index_add_(0, torch.from_numpy(self.place), y)
+        return total / self.sizes[:, None]
+
+    def squares(self, y: Tensor) -> Tensor:
+        """Squared distances of y: n c from the means of their places, summed, `c`."""
+        return (y - self.means(y)[torch.from_numpy(self.place)]).square().sum(0)
+
+    def within(self, y: Tensor) -> float:
+        """The variance of y: n c at one place, pooled; too small rather than too large where few rows tell it."""
+        return float(self.squares(y).mean()) / (len(self.place) - len(self.sizes) + DOUBT)
+
+    def shares(self, within: float, noise: float) -> Tensor:
+        """The noise of the means as a share of the noise of a row, of which `within` differs between twins."""
+        own = min(within / noise, 1.0)
+        return (1 - own) + own / self.sizes

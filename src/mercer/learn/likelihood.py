@@ -13,6 +13,7 @@ from mercer.kernel import Kernel
 from mercer.linalg.cholesky import Cholesky
 
 NARROW, WIDE = -11.5, 11.5  # of the logarithm of a positive parameter, unless it starts outside
+Part = tuple[Tensor, ...]
 LEAST, MOST = 1e-10, 1e4  # noise; a float64 factor of 5,000 rows rounds at 1e-12
 
 
@@ -20,13 +21,14 @@ class Likelihood:
     """log p(y | x) of a Gaussian process with covariance s_c (k(x, x) + noise I) for each output c.
 
     profile: s_c is set to its best value in closed form (then `noise` is relative to it); otherwise s_c = 1.
-    parts: pairs x: n d, y: n c in float64; several are taken as independent, which is how neighbourhoods of a
-    large table are used. keep_noise: set it to hold the noise where it is.
+    parts: x: n d, y: n c in float64, and where rows are means: their shares of the noise and what they have beside
+    it, `n` each; several are taken as independent, which is how neighbourhoods of a large table are used.
+    keep_noise: set it to hold the noise where it is.
     theta: the trainable parameters of the kernel in order, then log noise.
     Cost: n^3 flops and 5 n^2 numbers for each part. Source [rasmussen2006, eq. 5.8-5.9].
     """
 
-    def __init__(self, kernel: Kernel, noise: float, parts: Sequence[tuple[Tensor, Tensor]], profile: bool = True):
+    def __init__(self, kernel: Kernel, noise: float, parts: Sequence[Part], profile: bool = True):
         self.kernel, self.parts, self.profile, self.keep_noise = kernel, list(parts), profile, False
         self.least = LEAST
         self.named: list[tuple[str, nn.Parameter]] = [(n, p) for n, p in kernel.named_parameters() if p.requires_grad]
@@ -58,13 +60,15 @@ class Likelihood:
             return [*found, (self.log_noise, self.log_noise)]
         return [*found, (min(math.log(self.least), self.log_noise), max(math.log(MOST), self.log_noise))]
 
-    def _part(self, x: Tensor, y: Tensor, gradient: bool) -> tuple[float, list[Tensor], float]:
+    def _part(self, part: Part, gradient: bool) -> tuple[float, list[Tensor], float]:
+        x, y = part[:2]
         n, outputs = y.shape
         noise = math.exp(self.log_noise)
         with torch.set_grad_enabled(gradient):
             k = self.kernel.block(x, x)
         a = k.detach().clone()
-        a.diagonal().add_(noise)
+        share, beside = part[2:] if len(part) > 2 else (y.new_ones(n), y.new_zeros(n))
+        a.diagonal().add_(noise * share + beside)
         factor = self._cholesky.factor(a)
         weights = factor.solve(y)
         fit = (y * weights).sum(0)
@@ -83,15 +87,15 @@ class Likelihood:
         if leaves and k.requires_grad:
             grads = torch.autograd.grad(k, leaves, slope, allow_unused=True)
         full = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
-        return value, full, noise * float(slope.diagonal().sum())
+        return value, full, noise * float((share * slope.diagonal()).sum())
 
     def evaluate(self, theta: np.ndarray | None = None, gradient: bool = True) -> tuple[float, np.ndarray]:
         """(log likelihood, its gradient in theta); the kernel is left at `theta`."""
         if theta is not None:
             self.theta = theta
         total, slope = 0.0, np.zeros(len(self.theta))
-        for x, y in self.parts:
-            value, grads, noise = self._part(x, y, gradient)
+        for part in self.parts:
+            value, grads, noise = self._part(part, gradient)
             total += value
             if gradient:
                 slope += np.concatenate([*[g.double().flatten().numpy() for g in grads], [noise]])

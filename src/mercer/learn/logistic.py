@@ -101,8 +101,11 @@ def _logits(f: np.ndarray, w: np.ndarray) -> np.ndarray:
     return (f @ w[:-1].astype(np.float32)).astype(np.float64) + w[-1]
 
 
-def _folds(codes: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """The fold of each row, every class spread over all."""
+def _folds(codes: np.ndarray, generator: torch.Generator, place: np.ndarray | None = None) -> np.ndarray:
+    """The fold of each row, every class spread over all; rows of one place stay in one fold."""
+    if place is not None:
+        _, first, number = np.unique(place, return_index=True, return_inverse=True)
+        return _folds(codes[first], generator)[number.reshape(-1)]
     order = torch.randperm(len(codes), generator=generator).numpy()
     fold = np.empty(len(codes), dtype=int)
     fold[order[np.argsort(codes[order], kind="stable")]] = np.arange(len(codes)) % FOLDS
@@ -123,12 +126,14 @@ def _held_out(
 
 
 def _search(
-    kernel: Kernel, x: Tensor, codes: np.ndarray, classes: int, clock: Clock, generator: torch.Generator
-) -> tuple[float, Kernel, float]:
+    kernel: Kernel, x: Tensor, codes: np.ndarray, classes: int, clock: Clock, generator: torch.Generator,
+    place: np.ndarray | None,
+) -> tuple[float, Kernel, float]:  # fmt: skip
     """(log loss, stretched kernel, penalty): for each stretch down the penalties while the left-out loss falls."""
     rows = torch.randperm(len(x), generator=generator)[:ROWS]
     x, codes = x[rows], codes[rows.numpy()]
-    fold, tried = _folds(codes, generator), 1 if classes * len(x) > 10_000 else FOLDS
+    place = None if place is None else place[rows.numpy()]
+    fold, tried = _folds(codes, generator, place), 1 if classes * len(x) > 10_000 else FOLDS
     soft = any(name.endswith("log_lengthscale") for name, _ in kernel.named_parameters())
     best, chosen, first = float("inf"), (kernel, FIRST), FIRST
     for factor in STRETCH if soft else STRETCH[:1]:
@@ -150,16 +155,18 @@ def _search(
 
 
 def fit(
-    kernel: Kernel, x: Tensor, codes: np.ndarray, usual: float, clock: Clock, generator: torch.Generator
-) -> Logistic | None:
+    kernel: Kernel, x: Tensor, codes: np.ndarray, usual: float, clock: Clock, generator: torch.Generator,
+    place: np.ndarray | None = None,
+) -> Logistic | None:  # fmt: skip
     """Kernel logistic regression from a kernel that was learned by least squares; codes: n of 0 .. c - 1.
 
+    place: a number that rows equal in x share, which are left out together.
     None where its log loss on left-out rows is no less than `usual`, that of least squares, by 2 %.
     Rows are drawn where n times the kernel centres is beyond 3e7, the memory budget or half the seconds left.
     Cost: n m (m + 4 c steps) flops. Source [rasmussen2006, sec. 3.5].
     """
     classes = int(codes.max()) + 1
-    found, kernel, penalty = _search(kernel, x, codes, classes, clock, generator)
+    found, kernel, penalty = _search(kernel, x, codes, classes, clock, generator, place)
     if found > HOPE * usual:
         return None
     m = min(CENTRES, len(x))
@@ -168,7 +175,10 @@ def fit(
     rows = torch.randperm(len(x), generator=generator)[: max(most, ROWS)]
     x, codes = x[rows], codes[rows.numpy()]
     features, f = _Features.of(kernel, x, x[:m])
-    fold, scores = _folds(codes, generator), np.full((len(x), classes), np.nan)
+    fold, scores = (
+        _folds(codes, generator, None if place is None else place[rows.numpy()]),
+        np.full((len(x), classes), np.nan),
+    )
     zero = np.zeros((f.shape[1] + 1, classes))
     for k in range(FOLDS):
         if k and (clock.over(0.8) or len(x) > 10 * ROWS):

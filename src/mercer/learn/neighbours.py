@@ -19,7 +19,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn import plan as planning
 from mercer.learn.conformal import LocalConformal
-from mercer.learn.copies import once
+from mercer.learn.copies import Repeats
 from mercer.learn.regress import as_given
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
@@ -120,13 +120,14 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         self.scaler_ = Scaler.fit(table)
         self.target_, self._y = Target.fit(target.reshape(len(table), -1), True)
         self._x = self.scaler_(table)
-        kept, place = once(self._x, self._y)  # a copy would predict its twin
-        self._x, self._y = self._x[kept], self._y[kept]
+        twins = Repeats.of(self._x)  # they would predict each other
+        kept = np.arange(len(table)) if twins is None else twins.picked
+        self._x, self._y = self._x[kept], self._y if twins is None else twins.means(self._y)
         self._learn(clock)
         self._near = Neighbourhoods(self.kernel_, self.alpha_, self._x, self._y)
         k = self._served()
         left_out = self.target_.back(self._near.left_out(torch.arange(len(kept)), k).numpy())
-        self.left_out_ = left_out[place]
+        self.left_out_ = left_out if twins is None else left_out[twins.place]
         wrong = target.reshape(len(table), -1)[kept] - left_out
         self.conformal_ = LocalConformal(random_state=0).fit(self._x.numpy(), wrong)
         plan = planning.Plan(

@@ -25,6 +25,9 @@ COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse,
 class Plan:
     """What a fit did. memory: planned peak bytes; seconds: of the whole fit; sentence: all of it in words.
 
+    steps: gradients that the kernel was learned by; hasty: whether time allowed hardly any; error: mean square of
+    what left-out rows were missed by, in units of the target's deviation.
+
     algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (kernel centres) or "falkon" (many of them, by CG).
     """
 
@@ -38,6 +41,9 @@ class Plan:
     memory: int = 0
     interrupted: bool = False
     sentence: str = ""
+    steps: int = 0
+    hasty: bool = False
+    error: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON-able values."""
@@ -127,4 +133,6 @@ def sentence(plan: Plan) -> str:
     steps = f", {plan.iterations} iterations to a residual of {plan.residual:.1e}" if plan.iterations else ""
     jitter = f", jitter {plan.jitter:.1e}" if plan.jitter else ""
     early = "; learning was interrupted and the best kernel so far was kept" if plan.interrupted else ""
+    if plan.hasty:
+        early += f"; lengthscales hardly learned: there was time for {plan.steps} steps, give more"
     return f"{how}{steps}{jitter}, {plan.memory / 2**20:,.0f} MiB planned, {plan.seconds:.1f} s{early}"

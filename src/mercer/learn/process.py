@@ -13,12 +13,12 @@ from torch import Tensor
 from mercer.errors import NotPositiveDefiniteError, StructureError
 from mercer.kernel import Kernel
 from mercer.learn import plan as planning
+from mercer.learn.centres import block_rows
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.regress import KernelRegressor, as_given
 from mercer.learn.tune import Clock
 from mercer.linalg import Cholesky
 
-BLOCK = 4096  # rows of a block of kernel values
 BOUND = 10.0  # times the rounding error of a difference of two variances: what may be clipped to zero
 
 
@@ -54,15 +54,17 @@ class GaussianProcessRegressor(KernelRegressor):
         chosen = super()._choose(kernel, x, outputs, clock)
         if chosen.algorithm in ("cholesky", "nystrom"):
             return chosen
-        centres = min(planning.CENTRES, len(x))  # a variance needs a factor, which CG has not
-        return planning.Plan("nystrom", len(x), landmarks=centres, memory=64 * centres**2)
+        return planning.centres(len(x), planning.CENTRES)  # a variance needs a factor, which CG has not
 
     def _factors(self, n: int) -> list[float]:
         return [] if self.learn else super()._factors(n)  # the likelihood's noise is the one the variance means
 
     def _fit(self, table: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
         x, scaled, kept = super()._fit(table, y)
-        self._data = x, scaled
+        if self._repeats is not None:
+            squares = self._repeats.squares(torch.from_numpy(self.target_.forward(y))).numpy()
+            self._beside = min(self._within / self.noise_, 1.0), squares, self._repeats.sizes.numpy()
+        self._data = (x, scaled) if self._shares is None else (x, scaled, self._shares, torch.zeros(len(x)))
         self._roots = [self._factor.lower] if self._factor is not None else self._centre_roots(x)
         return x, scaled, kept
 
@@ -73,9 +75,11 @@ class GaussianProcessRegressor(KernelRegressor):
         middle = self.kernel_.block(z, z)
         middle.diagonal().add_(self.plan_.jitter)
         total = self.noise_ * middle
-        for rows in x.split(BLOCK):
+        heavy = torch.ones(len(x), 1, dtype=torch.float64) if self._shares is None else 1 / self._shares[:, None]
+        size = block_rows(len(z))
+        for rows, weight in zip(x.split(size), heavy.split(size), strict=True):
             block = self.kernel_.block(rows, z)
-            total += block.mT @ block
+            total += block.mT @ (weight * block)
         return [Cholesky().factor(middle).lower, Cholesky().factor(total).lower]
 
     @torch.no_grad()
@@ -83,7 +87,7 @@ class GaussianProcessRegressor(KernelRegressor):
         """The posterior variance of f at scaled x, `n`; never negative."""
         points = self._points.double()
         found = []
-        for rows in x.split(BLOCK):
+        for rows in x.split(block_rows(len(points))):
             prior = self.kernel_.diagonal(rows)
             cross = self.kernel_.block(points, rows)
             seen = torch.linalg.solve_triangular(self._roots[0], cross, upper=False).square().sum(0)
@@ -121,7 +125,8 @@ class GaussianProcessRegressor(KernelRegressor):
     def log_marginal_likelihood(self, theta: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
         """log p(y | X, theta) of the (standardised) training data, summed over outputs; theta as `theta_`.
 
-        With eval_gradient also the gradient in theta. Raises StructureError on a model without its training data.
+        With eval_gradient also the gradient in theta. The share of the noise that twins have each for themselves is
+        held; rows whose twins are exact copies count once. Raises StructureError on a model without its training data.
         """
         check_is_fitted(self, "kernel_")
         if not hasattr(self, "_data"):
@@ -136,6 +141,13 @@ class GaussianProcessRegressor(KernelRegressor):
         finally:
             target.theta = present
             kernel.requires_grad_(False)
+        if self._shares is not None and self._beside[0] > 0:
+            own, squares, sizes = self._beside
+            noise = own * math.exp(present[-1] if theta is None else theta[-1])
+            free = float((sizes - 1).sum())
+            value -= 0.5 * float(squares.sum()) / noise
+            value -= 0.5 * len(squares) * (free * math.log(2 * math.pi * noise) + float(np.log(sizes).sum()))
+            slope[-1] += 0.5 * float(squares.sum()) / noise - 0.5 * len(squares) * free
         return (value, slope) if eval_gradient else value
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

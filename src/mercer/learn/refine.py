@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel
-from mercer.learn.tune import Clock, one_thread
+from mercer.learn.tune import Clock, Pair, one_thread
 
 ROWS = 1000
 SHARES, STRETCH = (1.0, 0.5, 0.0), (1.0, 2.0, 4.0)
@@ -75,27 +75,37 @@ def refine(
     clock: Clock,
     least: float,
     flags_only: bool = False,
+    known: Sequence[Pair] = (),
+    share: Tensor | None = None,
+    truth: Tensor | None = None,
 ) -> tuple[Kernel, float]:
     """(kernel, noise) of the least judge(left-out predictions n c, rows) among variants; x: n d, y: n c, <= 1000 rows.
 
     judge: the error of each row, or one for all. A variant must beat the best so far by more than chance.
+    share: of the noise, `n`, where rows are means of twins, which are so left out together; truth: what is judged.
     flags_only: leave the noise and everything but two-valued columns as the likelihood of more rows has them.
+    known: kernels with noises of their own that are judged as well, however late it is.
     Source [rasmussen2006, eq. 5.12].
     """
+    d = torch.ones(len(x), 1, dtype=torch.float64) if share is None else share[:, None].rsqrt()
     best: Tensor | None = None
     chosen = (kernel, noise)
     free = [kernel] if flags_only else _variants(kernel)
     noises = [noise] if flags_only else [noise, *[max(noise * a, least) for a in NOISES if a != 1.0]]
-    for place, variant in enumerate(itertools.chain(free, _softer_flags(kernel, x))):
-        if place and clock.over(0.6):
+    own = [(variant, [level]) for variant, level in known]
+    more = ((variant, noises) for variant in itertools.chain(free, _softer_flags(kernel, x)))
+    first = itertools.islice(more, 1)
+    for place, (variant, levels) in enumerate(itertools.chain(first, own, more)):
+        if place > len(own) and clock.over(0.6):
             break
         with torch.no_grad(), one_thread():
-            values, vectors = torch.linalg.eigh(variant.block(x, x))
-        turned = vectors.mT @ y
-        for level in noises:
+            values, vectors = torch.linalg.eigh(d * variant.block(x, x) * d.mT)
+        turned = vectors.mT @ (d * y)
+        for level in levels:
             gain = 1 / (values.clamp_min(0) + level)
             weights = vectors @ (gain[:, None] * turned)
-            found = judge(y - weights / (vectors.square() @ gain)[:, None], y)
+            left_out = y - weights / (d * (vectors.square() @ gain)[:, None])
+            found = judge(left_out, y if truth is None else truth)
             errors = torch.as_tensor(found, dtype=torch.float64).reshape(-1)
             if best is None or _better(errors, best):
                 best, chosen = errors, (variant, level)

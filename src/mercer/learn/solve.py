@@ -41,8 +41,13 @@ class Fitted:
     factor: Factor | None = None
 
 
-def exact(kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, alphas: list[float], clock: Clock) -> Fitted:
+def exact(
+    kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, alphas: list[float], clock: Clock,
+    share: Tensor | None = None,
+) -> Fitted:  # fmt: skip
     """Cholesky in float64; the noise is picked by leave-one-out predictions, y - w / diag(A^-1).
+
+    share: of the noise, `n`, of rows that are means of twins.
 
     Source [rasmussen2006, eq. 5.12].
     """
@@ -53,7 +58,7 @@ def exact(kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, alphas
         if best is not None and clock.over(0.8):
             break
         a = k.clone()
-        a.diagonal().add_(alpha)
+        a.diagonal().add_(alpha if share is None else alpha * share)
         factor = Cholesky().factor(a)
         weights = factor.solve(y)
         left_out = y - weights / factor.inverse_diagonal()[:, None]
@@ -67,10 +72,10 @@ def exact(kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, alphas
 
 
 class _Columnwise(Operator):
-    """v -> mask * (K (mask * v)) + noise * v with a mask and a noise for each column: many fits in one product."""
+    """v -> mask * (D K D (mask * v)) + noise * v with a mask and a noise for each column: many fits in one product."""
 
-    def __init__(self, k: Operator, mask: Tensor, noise: Tensor):
-        self.k, self.mask, self.noise = k, mask, noise
+    def __init__(self, k: Operator, mask: Tensor, noise: Tensor, d: Tensor):
+        self.k, self.mask, self.noise = k, mask * d, noise
         self.shape, self.dtype, self.device, self.claims = k.shape, k.dtype, k.device, PSD
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -149,18 +154,22 @@ def noises(noise: float, factors: list[float]) -> list[float]:
 
 def whole(
     kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, factors: list[float],
-    generator: torch.Generator, clock: Clock,
+    generator: torch.Generator, clock: Clock, share: Tensor | None = None,
 ) -> Fitted:  # fmt: skip
-    """All of K in float32, one conjugate gradient run for the fit and for the fits that leave a fold out."""
+    """All of K in float32, one conjugate gradient run for the fit and for the fits that leave a fold out.
+
+    share: of the noise, `n`; rows are divided by its root, which leaves one noise for all.
+    """
     n, outputs = y.shape
-    points, rows = x.float(), y.float()
+    d = torch.ones(n, 1) if share is None else share[:, None].rsqrt().float()
+    points, rows = x.float(), d * y.float()
     with torch.no_grad():
         k = assemble(kernel, points, rhs=outputs * (FOLDS + 1), products=60)
         k = k if k.claims & PSD == PSD else Shifted(k, 0.0)
         diagonal = float(k.diagonal().mean())
         levels = [max(a, FLOOR * diagonal) for a in noises(noise, factors)]
         fold, mask = masks(n, FOLDS, outputs, generator)
-        factor = NystromPreconditioner(plan.landmarks, generator).factor(k)
+        factor = d * NystromPreconditioner(plan.landmarks, generator).factor(k)
         inverse = _Folded(factor, fold, mask, outputs, levels[0])
         solver = CG(inverse, TOLERANCE, 150, lambda i, r: clock.over() and i >= 10)
         steps, chosen = 0, levels[0]
@@ -168,13 +177,14 @@ def whole(
             held = mask[:, outputs : 2 * outputs].repeat(1, len(levels))
             each = torch.tensor(levels, dtype=torch.float32).repeat_interleave(outputs)
             trial = CG(inverse.only(0, len(levels), held), 5 * TOLERANCE, 60, lambda i, r: clock.over() and i >= 10)
-            found = run_cg(trial, _Columnwise(k, held, each), held * rows.repeat(1, len(levels)))
+            found = run_cg(trial, _Columnwise(k, held, each, d), held * rows.repeat(1, len(levels)))
             out = fold == 0
-            guess = k.matmul(found.value)[out].reshape(-1, len(levels), outputs)
-            errors = (guess - rows[out][:, None]).square().mean((0, 2))
+            guess = k.matmul(d * found.value)[out].reshape(-1, len(levels), outputs)
+            errors = (guess - y.float()[out][:, None]).square().mean((0, 2))
             chosen, steps = levels[int(errors.argmin())], found.iterations
         each = torch.full((mask.shape[1],), chosen)
-        answer = run_cg(solver, _Columnwise(k, mask, each), mask * rows.repeat(1, FOLDS + 1))
-        left_out = own(k.matmul(answer.value[:, outputs:]), fold, outputs)
+        answer = run_cg(solver, _Columnwise(k, mask, each, d), mask * rows.repeat(1, FOLDS + 1))
+        weights = d * answer.value
+        left_out = own(k.matmul(weights[:, outputs:]), fold, outputs)
     done = dataclasses.replace(plan, residual=answer.residual, iterations=steps + answer.iterations)
-    return Fitted(points, answer.value[:, :outputs].contiguous(), left_out.double(), chosen, done)
+    return Fitted(points, weights[:, :outputs].contiguous(), left_out.double(), chosen, done)
