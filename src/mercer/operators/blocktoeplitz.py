@@ -180,7 +180,7 @@ class BlockToeplitz(Solvable):
         rows, steps, axes = self.rows, [0], tuple(range(-len(self.rows), 0))
 
         def run(transposed: bool, rhs: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-            lags, far = (t.detach().double() for t in tensors)
+            lags, far = (t.detach().double().cpu() for t in tensors)
             near = lags
             for axis, n in zip(axes, rows, strict=True):
                 near = nearest_circulant(near, n, axis)
@@ -193,7 +193,7 @@ class BlockToeplitz(Solvable):
                 return out.flatten(-len(rows)).mT
 
             batch = torch.broadcast_shapes(self.shape[:-2], rhs.shape[:-2])
-            right = rhs.detach().double().expand(*batch, *rhs.shape[-2:])
+            right = rhs.detach().double().cpu().expand(*batch, *rhs.shape[-2:])
             x, steps[0] = iterate(lambda p: _convolve(symbol, p, rows, rows) + far * p, precondition, right)
             return x.to(rhs)
 

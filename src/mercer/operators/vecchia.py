@@ -49,8 +49,8 @@ class Vecchia(Solvable):
     def __init__(self, kernel: Kernel, points: Tensor, noise: Shift = 0.0, neighbours: int = 30):
         if Claim.PSD not in kernel.claims:
             raise StructureError(f"Vecchia takes a psd kernel; {kernel!r} does not claim it")
-        if points.ndim != 2:
-            raise ShapeError(f"points have shape {tuple(points.shape)}; expected n d")
+        if points.ndim != 2 or points.device.type != "cpu":
+            raise ShapeError(f"points have shape {tuple(points.shape)} on {points.device}; expected n d on the CPU")
         if neighbours < 1:
             raise ValueError(f"Vecchia.neighbours is {neighbours}; expected at least 1")
         self.kernel, self.points, self.noise, self.neighbours = kernel, points, noise, neighbours
