@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
+import torch
 
 from mercer.app.bands import measure_numbers
 from mercer.app.columns import Column
 from mercer.app.facts import _doubt, _warning
-from mercer.app.fitting import repeated, split
-from mercer.app.frame import Frame
+from mercer.app.fitting import Outcome, Trained, doubts, repeated, split
+from mercer.app.frame import Frame, TableEncoder
+from mercer.app.heads import Head, Lesson, whereabouts
+from mercer.app.pace import Pace
 from mercer.app.targets import Target
+from mercer.kernels import Gaussian
+from mercer.learn import KernelRidge
 
 
 def table() -> tuple[Frame, np.ndarray]:
@@ -59,3 +67,73 @@ def test_copies_calibrate_bands_once():
     assert len(again.scores) == len(once.scores) == 150 and len(measured.inside) == 600
     new = random.normal(size=(500, 4))
     np.testing.assert_allclose(again.spread(new), once.spread(new))
+
+
+class Time:
+    """A watch whose seconds pass only when told."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.now = seconds, 0.0
+
+    def left(self) -> float:
+        return self.seconds - self.now
+
+
+def paced(seconds: float, overrun: float, factor: float) -> tuple[list[float], float]:
+    """(what each training was asked to take, the last on all rows; when it was over), five folds at most."""
+    watch = Time(seconds)
+    pace, asked = Pace(watch, 6), []
+    while True:
+        last = len(asked) == 5 or not pace.another()
+        asked.append(pace.share())
+        taken = factor * asked[-1] + overrun
+        watch.now += taken
+        if last:
+            return asked, watch.now
+        pace.took(asked[-1], taken)
+        watch.now += 0.3
+        pace.compared(0.3)
+
+
+@pytest.mark.parametrize(("overrun", "factor"), [(0.0, 0.5), (0.0, 1.0), (3.0, 1.0), (1.0, 2.0), (6.0, 1.5)])
+def test_seconds_are_shared_evenly_whatever_trainings_take(overrun: float, factor: float) -> None:
+    asked, over = paced(60.0, overrun, factor)
+    assert min(asked) >= 0.59 * asked[0]  # none is starved, that of all rows least of all
+    assert len(asked) >= 3 and over < 0.78 * 60 + asked[-1] + overrun
+    assert factor > 0.5 or over > 25  # time that is there is used
+
+
+def test_a_short_time_makes_fewer_folds_and_not_worse_models() -> None:
+    asked, _ = paced(10.0, 0.2, 1.0)
+    assert 3 <= len(asked) < 6 and min(asked) > 0.9
+    asked, over = paced(10.0, 0.2, 2.0)
+    assert len(asked) == 3 and over < 10.0
+
+
+def test_what_a_fold_learned_finds_its_columns_by_name() -> None:
+    lesson = Lesson([0], ["a", "b", "c"], Gaussian([1.0, 4.0, 2.0]), 0.1)
+    kernel, noise = lesson.on(["c", "new", "a"])
+    assert noise == 0.1 and kernel.lengthscale.detach().tolist() == pytest.approx([2.0, 2.0, 1.0])
+    assert lesson.on(["a", "b", "c"])[0] is lesson.kernel
+    assert Lesson([0], ["a", "b"], Gaussian(1.0) + Gaussian([1.0, 2.0]), 0.1).on(["a"]) is None
+
+
+def test_a_last_model_unlike_the_judged_ones_is_announced() -> None:
+    def outcome(**more: object) -> Outcome:
+        return Outcome(np.zeros(3), [], {}, errors=[[0.2], [0.21], [0.19]], **more)
+
+    def model(error: float, hasty: bool = False) -> Trained:
+        plan = SimpleNamespace(error=error, hasty=hasty)
+        return Trained(TableEncoder([]), [Head([0], SimpleNamespace(plan_=plan))], [0])
+
+    assert doubts(outcome(), model(0.22)) == []
+    assert "2.0 times" in doubts(outcome(), model(0.4))[0]
+    assert "all rows had hardly any time" in doubts(outcome(), model(0.2, True))[0]
+    assert "2 folds had hardly any time" in doubts(outcome(hasty=2), model(0.2))[0]
+
+
+def test_bands_are_looked_up_in_the_distance_of_the_kernel() -> None:
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    ridge = KernelRidge(Gaussian(torch.tensor([0.2, 20.0])), 0.1, learn=False, standardize=True).fit(x, x[:, 0])
+    place = whereabouts(Head([0], ridge), x, x[:, :1])
+    assert place[:, 0].std() > 50 * place[:, 1].std()

@@ -12,14 +12,14 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from mercer.app.baselines import Fold, baselines
 from mercer.app.exits import Interrupted
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.heads import Head, fit_head, groups, predict, stopped
+from mercer.app.heads import Head, Lesson, error, fit_head, groups, hasty, lessons, predict, stopped
+from mercer.app.pace import Pace
 from mercer.app.progress import Watch
 from mercer.app.targets import Target
 from mercer.app.words import count
 
 FOLDS = 5
-_REPORT_SHARE, _BASELINE_SHARE = 0.22, 0.15  # of the time budget
-_LEAST = 0.5  # seconds that a training is asked to take at least
+_WORSE, _ROUNDING = 1.3, 1e-3  # times the left-out error of the folds' models that is said, and what is none
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Outcome:
 
     found, others: out-of-fold predictions of mercer and of each yardstick, NaN where there are none.
     best: the latest model; rows: how many rows it was trained on; held: the rows that `judge` did not see.
+    learned, errors, hasty: what the folds' models learned, their errors on rows left out inside, and how many of them
+    had hardly any time to learn.
     """
 
     folds: np.ndarray
@@ -53,6 +55,9 @@ class Outcome:
     interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    learned: list[Lesson] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    hasty: int = 0
 
     def judged(self) -> np.ndarray:
         """The rows that have out-of-fold predictions."""
@@ -74,6 +79,8 @@ def goal(targets: Sequence[Target]) -> np.ndarray:
 
 def repeated(frame: Frame) -> np.ndarray:
     """A number for each row that equal rows share."""
+    if any(c.kind == "number" and len(np.unique(c.values)) == frame.rows for c in frame.columns):
+        return np.arange(frame.rows)  # no two are equal in this column, so none in all
     table = pd.DataFrame({str(i): column.values for i, column in enumerate(frame.columns)})
     return table.groupby(list(table.columns), dropna=False, sort=False).ngroup().to_numpy()
 
@@ -102,49 +109,32 @@ def split(
     return list(KFold(**shuffled).split(np.arange(n)))
 
 
-def train(frame: Frame, targets: Sequence[Target], seconds: float, seed: int) -> tuple[Trained, np.ndarray]:
-    """A model of these rows, and their coordinates."""
+def train(
+    frame: Frame, targets: Sequence[Target], seconds: float, seed: int, learned: Sequence[Lesson] = ()
+) -> tuple[Trained, np.ndarray]:
+    """A model of these rows, and their coordinates. learned: by models of some of these rows, to begin with."""
     encoder, x = TableEncoder.fit(frame, goal(targets), seed)
     parts = groups([t.task for t in targets])
-    heads = [fit_head(members, targets, x, seconds / len(parts), seed) for members in parts]
+    labels = encoder.labels() if learned else []
+    heads = []
+    for members in parts:
+        known = [pair for lesson in learned if lesson.targets == members and (pair := lesson.on(labels)) is not None]
+        heads.append(fit_head(members, targets, x, seconds / len(parts), seed, known))
     return Trained(encoder, heads, [len(t.classes) for t in targets]), x
-
-
-@dataclass
-class Pace:
-    """How time is shared between the trainings that are left; learners overrun what they are asked for by a ratio."""
-
-    watch: Watch
-    left: int
-    ratio: float = 1.0
-    longest: float = 0.0
-
-    def until_report(self) -> float:
-        """Seconds until the report must be begun."""
-        return self.watch.left() - _REPORT_SHARE * (self.watch.seconds or 0.0)
-
-    def share(self) -> float:
-        """Seconds to ask of the next training."""
-        left = self.until_report()
-        return max((1 - _BASELINE_SHARE) * left / self.left / self.ratio, _LEAST) if np.isfinite(left) else 30.0
-
-    def took(self, asked: float, seconds: float) -> None:
-        """Learn from a training that is over."""
-        self.left -= 1
-        self.longest = max(self.longest, seconds)
-        self.ratio = max(seconds / asked, 1.0)
 
 
 def _compare(outcome: Outcome, fold: Fold, targets: Sequence[Target], test: np.ndarray, pace: Pace) -> None:
     """Yardsticks on one fold; one that would take more than its share of the time left is not tried again."""
+    start = pace.watch.elapsed()
     for name, run in baselines().items():
         before, spent = pace.watch.elapsed(), outcome.seconds.get(name, 0.0)
         done = len(np.unique(outcome.folds[outcome.folds >= 0])) - 1
-        if done and spent / done > _BASELINE_SHARE * max(pace.until_report(), 0.0) / max(pace.left - 1, 1):
+        if done and spent / done > pace.beside():
             continue
         for i, target in enumerate(targets):
             outcome.others[name][i][test] = run(fold, target)
         outcome.spent(name, pace.watch.elapsed() - before)
+    pace.compared(pace.watch.elapsed() - start)
 
 
 def _fold(
@@ -161,6 +151,9 @@ def _fold(
     outcome.folds[test] = k
     outcome.best = outcome.judge = trained
     outcome.rows, outcome.held = len(training), test
+    outcome.learned += lessons(trained.heads, trained.encoder.labels())
+    outcome.errors.append([error(head) for head in trained.heads])
+    outcome.hasty += any(hasty(head) for head in trained.heads)
     outcome.spent("folds", pace.watch.elapsed() - before)
     pace.took(asked, pace.watch.elapsed() - before)
     if any(stopped(head) for head in trained.heads):
@@ -168,9 +161,40 @@ def _fold(
     _compare(outcome, Fold(x, inside, z, outside, seed), goals, test, pace)
 
 
+def doubts(outcome: Outcome, trained: Trained) -> list[str]:
+    """Sentences where models had no time to learn, or that of all rows is not like those that were judged."""
+    found = []
+    if outcome.hasty:
+        found.append(
+            f"{count(outcome.hasty, 'fold')} had hardly any time to learn: scores are lower, and less even, than with "
+            "a longer --time"
+        )
+    if any(hasty(head) for head in trained.heads):
+        found.append("the model of all rows had hardly any time to learn: give a longer --time")
+    for i, head in enumerate(trained.heads):
+        usual = float(np.median([errors[i] for errors in outcome.errors])) if outcome.errors else np.inf
+        if error(head) > _WORSE * usual + _ROUNDING:
+            found.append(
+                f"the model of all rows misses rows left out of it by {error(head) / max(usual, _ROUNDING):.1f} times "
+                "the square that the judged models do: expect less of it than the scores say"
+            )
+    return found
+
+
+def _all_rows(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: int, pace: Pace) -> None:
+    before = pace.watch.elapsed()
+    trained, _ = train(frame, targets, pace.share(), seed, outcome.learned)
+    outcome.best, outcome.rows = trained, frame.rows
+    outcome.spent("all rows", pace.watch.elapsed() - before)
+    if any(stopped(head) for head in trained.heads):
+        raise KeyboardInterrupt
+    outcome.notes += doubts(outcome, trained)
+
+
 def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds: int = FOLDS) -> Outcome:
     """Judge on folds, then train on all rows, within the time of `watch`; Ctrl-C keeps the best so far.
 
+    The model of all rows begins with what the folds learned. Short of time there are fewer folds, not worse models.
     Raises Interrupted where it is stopped before the first fold is done.
     """
     outcome = Outcome(np.full(frame.rows, -1), _empty(targets), {name: _empty(targets) for name in baselines()})
@@ -183,19 +207,13 @@ def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds:
     try:
         for k, rows in enumerate(splits):
             watch.stage(f"fold {k + 1} of {len(splits)}")
-            if k and pace.share() <= _LEAST and pace.until_report() < 2 * pace.longest:
+            if not pace.another():
                 outcome.notes.append(f"the time budget allowed {k} of {len(splits)} folds")
-                pace.left = 1
                 break
             _fold(outcome, frame, targets, k, rows, seed, pace)
             watch.advance()
         watch.stage("all rows")
-        before = watch.elapsed()
-        outcome.best, _ = train(frame, targets, pace.share(), seed)
-        outcome.rows = frame.rows
-        outcome.spent("all rows", watch.elapsed() - before)
-        if any(stopped(head) for head in outcome.best.heads):
-            raise KeyboardInterrupt
+        _all_rows(outcome, frame, targets, seed, pace)
         watch.advance()
     except KeyboardInterrupt:
         if outcome.best is None:

@@ -106,13 +106,15 @@ def _almost_numbers(column: Column) -> list[Note]:
 def suspicious(frame: Frame, target: np.ndarray) -> list[Note]:
     """Columns that give the target away, and columns that only number the rows. target: n x t, standardised."""
     notes = []
+    whole = pd.DataFrame(target).rank().to_numpy()
     for column in frame.columns:
         present = ~column.missing
         if present.sum() < 10:
             continue
         values = column.values[present]
         if column.kind != "text":
-            ranks, goals = pd.Series(values).rank().to_numpy(), pd.DataFrame(target[present]).rank().to_numpy()
+            ranks = pd.Series(values).rank().to_numpy()
+            goals = whole if present.all() else pd.DataFrame(target[present]).rank().to_numpy()
             spread = ranks.std() * goals.std(axis=0)
             inner = ((ranks - ranks.mean())[:, None] * (goals - goals.mean(0))).mean(0)
             match = float(np.abs(inner / np.maximum(spread, 1e-12)).max())

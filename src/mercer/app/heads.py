@@ -11,8 +11,10 @@ import torch
 
 from mercer.app.targets import Target
 from mercer.app.words import amount
+from mercer.kernel import Kernel
 from mercer.learn import KernelClassifier, KernelRidge
 from mercer.learn.neighbours import NeighbourRidge
+from mercer.learn.spec import from_spec, to_spec
 
 ESTIMATORS: dict[str, Any] = {
     "KernelRidge": KernelRidge, "KernelClassifier": KernelClassifier, "NeighbourRidge": NeighbourRidge,
@@ -43,13 +45,63 @@ def is_local(rows: int, coordinates: int) -> bool:
     return coordinates <= _FLAT and rows > _MANY
 
 
-def fit_head(members: list[int], targets: Sequence[Target], x: np.ndarray, seconds: float, seed: int) -> Head:
-    """Fit the learner of a group of targets on coordinates `x`, n x d."""
+@dataclass(frozen=True)
+class Lesson:
+    """What a learner learned: its targets, a kernel and its noise on coordinates of these names."""
+
+    targets: list[int]
+    labels: list[str]
+    kernel: Kernel
+    noise: float
+
+    def on(self, labels: Sequence[str]) -> tuple[Kernel, float] | None:
+        """(kernel, noise) on other coordinates; new ones get the middle lengthscale. None where there is no way."""
+        if list(labels) == self.labels:
+            return self.kernel, self.noise
+        spec = to_spec(self.kernel)
+        scales = spec.get("arguments", {}).get("lengthscale")
+        if not isinstance(scales, list) or len(scales) != len(self.labels):
+            return None
+        own = dict(zip(self.labels, scales, strict=True))
+        middle = float(np.exp(np.mean(np.log(scales))))
+        spec["arguments"]["lengthscale"] = [own.get(label, middle) for label in labels]
+        return from_spec(spec), self.noise
+
+
+def lessons(heads: Sequence[Head], labels: Sequence[str]) -> list[Lesson]:
+    """What learners that search a kernel have learned."""
+    return [
+        Lesson(head.targets, list(labels), *head.model.learned()) for head in heads if hasattr(head.model, "learned")
+    ]
+
+
+def error(head: Head) -> float:
+    """Mean square of what left-out rows were missed by, in units of the target's deviation; 0 where not known."""
+    return float(head.model.plan_.error)
+
+
+def hasty(head: Head) -> bool:
+    """Whether the time allowed hardly any learning."""
+    return bool(head.model.plan_.hasty)
+
+
+def fit_head(
+    members: list[int],
+    targets: Sequence[Target],
+    x: np.ndarray,
+    seconds: float,
+    seed: int,
+    known: Sequence[tuple[Kernel, float]] = (),
+) -> Head:
+    """Fit the learner of a group of targets on coordinates `x`, n x d. known: kernels and noises to consider."""
     if targets[members[0]].task == "regression":
         y = np.stack([targets[i].values for i in members], axis=1)
-        model = (NeighbourRidge if is_local(*x.shape) else KernelRidge)(time_budget=seconds, random_state=seed)
+        if is_local(*x.shape):
+            model = NeighbourRidge(time_budget=seconds, random_state=seed)
+        else:
+            model = KernelRidge(time_budget=seconds, random_state=seed).begin_at(known)
         return Head(members, model.fit(x, y if len(members) > 1 else y[:, 0]))
-    model = KernelClassifier(time_budget=seconds, random_state=seed)
+    model = KernelClassifier(time_budget=seconds, random_state=seed).begin_at(known)
     return Head(members, model.fit(x, targets[members[0]].values))
 
 

@@ -18,6 +18,7 @@ from mercer.app.targets import Target
 
 _ROWS, _BACKGROUND, _POINTS, _SPECTRUM_ROWS = 600, 48, 24, 600
 _MOST_CURVES, _MOST_COLUMNS = 6, 60
+_CELLS = 2**21  # of coordinates predicted at once: many columns of few rows are slow one by one
 _MOVES = 60_000  # rows predicted to see how far predictions move with each column
 Bands = Callable[[Frame, list[np.ndarray]], list[tuple[np.ndarray, np.ndarray] | None]]
 
@@ -38,11 +39,14 @@ def importance(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: 
         return []
     inside = frame.take(rows)
     ranks = [main(t) for t in targets]
-    usual = [score(t, f, r)[r] for t, f, r in zip(goals, judge.predict(inside), ranks, strict=True)]
+    x, sources = judge.encoder.encode(inside), judge.encoder.sources()
+    first = predict(judge.heads, judge.classes, x)
+    usual = [score(t, f, r)[r] for t, f, r in zip(goals, first, ranks, strict=True)]
     falls = []
     for place in range(min(len(frame.columns), _MOST_COLUMNS)):
-        order = rng.permutation(len(rows))
-        found = judge.predict(_replaced(inside, place, inside.columns[place].values[order]))
+        moved = x.copy()
+        moved[:, sources == place] = x[rng.permutation(len(rows))][:, sources == place]  # cells are coded one by one
+        found = predict(judge.heads, judge.classes, moved)
         falls.append([u - score(t, f, r)[r] for u, t, f, r in zip(usual, goals, found, ranks, strict=True)])
     return np.array(falls).T.tolist()
 
@@ -62,12 +66,15 @@ def relevance(trained: Trained, seed: int = 0) -> list[float]:
     usual = predict(trained.heads, trained.classes, rows)
     spreads = [max(float(f.std(0).mean()), 1e-300) for f in usual]
     moves = np.zeros(columns)
-    for place in range(columns):
-        turn = int(rng.integers(1, len(rows)))  # a turn leaves no row with its own value
-        moved = rows.copy()
-        moved[:, sources == place] = np.roll(rows, turn, axis=0)[:, sources == place]
-        found = predict(trained.heads, trained.classes, moved)
-        moves[place] = np.mean([np.abs(f - u).mean() / s for f, u, s in zip(found, usual, spreads, strict=True)])
+    turns = rng.integers(1, len(rows), size=columns)  # a turn leaves no row with its own value
+    for places in np.array_split(np.arange(columns), max(columns * rows.size // _CELLS, 1)):
+        moved = np.tile(rows, (len(places), 1, 1))
+        for copied, place in zip(moved, places, strict=True):
+            copied[:, sources == place] = np.roll(rows, turns[place], axis=0)[:, sources == place]
+        found = predict(trained.heads, trained.classes, moved.reshape(-1, rows.shape[1]))
+        for f, u, s in zip(found, usual, spreads, strict=True):
+            gap = np.abs(f.reshape(len(places), *u.shape) - u)
+            moves[places] += gap.reshape(len(places), -1).mean(1) / s / len(usual)
     return (moves / max(float(moves.sum()), 1e-300)).tolist()
 
 

@@ -42,6 +42,8 @@ from mercer.app.words import count, listed, shown
 from mercer.budget import memory, memory_budget
 from mercer.errors import DataError
 
+_CALIBRATION_SHARE = 0.06  # of the time budget, to learn where bands are wider
+
 
 @dataclass(frozen=True)
 class Job:
@@ -106,8 +108,11 @@ def _judged(target: Target, found: np.ndarray, measured: Measured, at: np.ndarra
     return Judged(target.values, found.argmax(1), nothing, nothing, nothing, found, at)
 
 
-def _judge(outcome: Outcome, trained: Trained, ready: Prepared, seed: int) -> tuple[list[Judged], list[Measured], list]:
-    """(judged rows, what bands did on them, the calibrator of each learner)."""
+def _judge(
+    outcome: Outcome, trained: Trained, ready: Prepared, seed: int, seconds: float | None
+) -> tuple[list[Judged], list[Measured], list]:
+    """(judged rows, what bands did on them, the calibrator of each learner). seconds: the budget of the whole fit."""
+    allowed = None if seconds is None else _CALIBRATION_SHARE * seconds / len(trained.heads)
     rows = outcome.judged()
     frame, folds = ready.frame.take(rows), outcome.folds[rows]
     pair = insight.coordinates(ready.frame)
@@ -122,7 +127,7 @@ def _judge(outcome: Outcome, trained: Trained, ready: Prepared, seed: int) -> tu
         if known[first].task == "regression":
             true = np.stack([known[i].values for i in head.targets], axis=1)
             middle = np.stack([found[i] for i in head.targets], axis=1)
-            local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed)
+            local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed, allowed)
             calibrators.append(local)
         else:
             sets, done = measure_classes(known[first].values, found[first], folds, seed)
@@ -259,7 +264,7 @@ def compute(job: Job, watch: Watch) -> Fitted:
         if outcome.interrupted:
             watch.say("interrupted: keeping the best so far; press Ctrl-C again to drop it")
         watch.stage("calibrating")
-        judged, measured, calibrators = _judge(outcome, outcome.best, ready, job.seed)
+        judged, measured, calibrators = _judge(outcome, outcome.best, ready, job.seed, job.seconds)
         empty = [replace(t, values=np.empty(0)) for t in ready.targets]
         rows = outcome.judged()
         chosen, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]

@@ -157,7 +157,7 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         tried: list[tuple[float, int, float]] = []
         for noise in noises:
             for i, kernel in enumerate(candidates):
-                if not (tried and clock.over(0.5)):
+                if not (len(tried) >= len(candidates) and clock.over(0.5)):  # each has its turn
                     tried.append((self._error(kernel, noise, few), i, noise))
         _, place, self.alpha_ = min(tried)
         self.kernel_ = candidates[place] if self.kernel is None else copy.deepcopy(candidates[place])
