@@ -1,6 +1,6 @@
 """Conjugate gradients for a whole kernel matrix that is never formed: time, memory and the true residual.
 
-python benchmarks/solvers.py [n] [rank] [noise] [seed]     (defaults: 100000 1000 0.01 0)
+python benchmarks/solvers.py [n] [rank] [noise] [seed] [nystrom|pivoted]     (defaults: 100000 1000 0.01 0 nystrom)
 
 (K + noise I) x = y to a relative residual of 1e-6, K a Matern 5/2 kernel of lengthscale 0.3 on n points of the unit
 cube, y a smooth function plus a little noise. Two ways: float32 products corrected by the float64 residual
@@ -18,7 +18,7 @@ import time
 import torch
 
 from mercer.kernels import Matern
-from mercer.linalg import CG, NystromPreconditioner, Refined
+from mercer.linalg import CG, NystromPreconditioner, PivotedCholesky, Refined
 from mercer.operators import Shifted
 
 LENGTHSCALE, TOLERANCE = 0.3, 1e-6
@@ -41,7 +41,7 @@ def true_residual(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, noise: floa
 
 @torch.no_grad()
 def main() -> None:
-    given = [*sys.argv[1:], *("100000", "1000", "0.01", "0")[len(sys.argv) - 1 :]]
+    given = [*sys.argv[1:], *("100000", "1000", "0.01", "0", "nystrom")[len(sys.argv) - 1 :]]
     n, rank, noise, seed = int(given[0]), int(given[1]), float(given[2]), int(given[3])
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(n, 3, generator=g, dtype=torch.float64)
@@ -51,7 +51,7 @@ def main() -> None:
     before = peak()
     wide, narrow = (Shifted(kernel(points), noise) for points in (x, x.float()))
     threads, size = torch.get_num_threads(), n * n * 8 / 2**30
-    print(f"n = {n:,}, d = 3, Matern(2.5, {LENGTHSCALE}), noise {noise:g}, Nystrom rank {rank}, seed {seed}")
+    print(f"n = {n:,}, d = 3, Matern(2.5, {LENGTHSCALE}), noise {noise:g}, {given[4]} rank {rank}, seed {seed}")
     print(f"  {threads} threads; {type(wide.of).__name__}; the matrix would take {size:,.1f} GiB")
     for name, a, columns in (("float64", wide, y), ("float32", narrow, y.float())):
         start = time.perf_counter()
@@ -59,7 +59,9 @@ def main() -> None:
         print(f"  one product, {name}: {time.perf_counter() - start:.2f} s", flush=True)
 
     def inner(tolerance: float) -> CG:
-        return CG(NystromPreconditioner(rank, torch.Generator().manual_seed(seed)), tolerance)
+        drawn = torch.Generator().manual_seed(seed)
+        pivoted = given[4] == "pivoted"
+        return CG(PivotedCholesky(rank, True, drawn) if pivoted else NystromPreconditioner(rank, drawn), tolerance)
 
     # the leaner way first: the peak only grows
     for name, solver in (
