@@ -20,7 +20,7 @@ from mercer.claims import PSD, Claim
 from mercer.domain import Grid, Line
 from mercer.errors import ConvergenceWarning, NotPositiveDefiniteError, ShapeError, StructureError
 from mercer.kernel import Kernel
-from mercer.kernels import Gaussian, Laplace, Matern, Periodic, Wendland
+from mercer.kernels import Cosine, Gaussian, Laplace, Matern, Periodic, Wendland
 from mercer.operators import (
     Block,
     BlockToeplitz,
@@ -224,6 +224,46 @@ def test_a_stationary_kernel_on_lines_is_toeplitz(kernel, formula, size):
             got = torch.autograd.grad(sum(g.square().sum() for g in got), parameters)
             for g, w in zip(got, torch.autograd.grad(sum(w.square().sum() for w in want), parameters), strict=True):
                 close(g, w, 1e-10)
+
+
+def softmax_of_tril(scores: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf), -1)
+
+
+def structured(kernel: Kernel, x, y=None) -> list:
+    names = ("Toeplitz", "Kronecker", "BlockToeplitz")
+    return [c.operator for c in candidates(request_for(kernel, x, y, 1, 1)) if c.name in names]
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_what_tiles_can_do_structure_can_too(d):
+    """Causal parts, softmax far away, chosen rows: whatever `assemble` picks, the caller must not notice."""
+    axes = [Line(12, 0.5, 1.0, dtype=F64), Line(5, 0.7, dtype=F64)][:d]
+    far = [Line(9, 0.5, 60.0, dtype=F64), Line(4, 0.7, 5.0, dtype=F64)][:d]
+    x, y = (axes[0], far[0]) if d == 1 else (Grid(*axes), Grid(*far))
+    kernel = Gaussian(0.8)
+    ops = structured(kernel, x)
+    assert len(ops) == d
+    for op in ops:
+        matrix, v = kernel.block(x.points, x.points), draw(op.shape[1], 2)
+        close(op.tril() @ v, matrix.tril() @ v)
+        close(op.mT.tril() @ v, matrix.mT.tril() @ v)
+        close(op.normalised() @ v, matrix @ v / matrix.sum(-1, keepdim=True))
+        close(op[[3, 0, 3], 1:].dense(), matrix[[3, 0, 3], 1:])
+        close(op[2], matrix[2])
+        close(op.tril().normalised() @ v, matrix.tril() @ v / matrix.tril().sum(-1, keepdim=True))
+    for op in structured(kernel, x, y):
+        v = draw(op.shape[1], 2)
+        squares = ((x.points[:, None] - y.points[None]) / 0.8).square().sum(-1)
+        assert float(torch.exp(-squares / 2).max()) == 0.0  # every entry underflows
+        close(op.normalised() @ v, torch.softmax(-squares / 2, -1) @ v)
+        close(op.tril().mT.mT.normalised() @ v, softmax_of_tril(-squares / 2) @ v)
+        part = op[1:3, :2]
+        close(part.normalised() @ v[:2], torch.softmax(-squares[1:3, :2] / 2, -1) @ v[:2])
+        close(op.mT.normalised() @ draw(op.shape[0], 1), torch.softmax(-squares.mT / 2, -1) @ draw(op.shape[0], 1))
+    for op in structured(Cosine(1.3), x):
+        with pytest.raises(StructureError, match="may be negative"):
+            op.normalised()
 
 
 def test_a_line_follows_its_kernel():
@@ -434,9 +474,10 @@ def test_orders_and_neighbours_by_brute_force():
         for i in range(1, len(order)):
             gap = cdist(points[order[i:]], points[order[:i]]).min(1)
             assert gap[0] >= gap.max() - 1e-15
-        ordered = points[order]
+    late = np.concatenate([uniform(100, 2).numpy(), 1e-3 * uniform(100, 2, seed=2).numpy()])  # near ones come later
+    for ordered in (points[order], late):
         near = earlier_neighbours(ordered, 7)
-        for i in range(len(order)):
+        for i in range(len(ordered)):
             gap = np.linalg.norm(ordered[:i] - ordered[i], axis=1)
             mine = near[i][near[i] >= 0]
             assert len(mine) == min(i, 7) and (mine < i).all()

@@ -33,7 +33,7 @@ from mercer.operators.solvable import (
     columns,
     implicit_solve,
 )
-from mercer.operators.toeplitz import DTYPES, PIECE, lines
+from mercer.operators.toeplitz import DTYPES, PIECE, lines, tiled
 from mercer.operators.transform import fft_flops, fft_length
 from mercer.solver import Solution
 
@@ -124,6 +124,7 @@ class BlockToeplitz(Solvable):
             return kept.get(kernel, lambda: _embedded(lags(), x.sizes, other.sizes))
 
         claims, made = kernel.claims if other is x else NO_CLAIMS, cls.__new__(cls)
+        made.pairs = lambda: tiled(kernel, x, other)
         return made._set(lags, x.sizes, other.sizes, (), dtype, torch.device("cpu"), claims, spectrum)
 
     def _lengths(self) -> list[int]:
@@ -143,7 +144,8 @@ class BlockToeplitz(Solvable):
         if Claim.SYMMETRIC in self.claims:
             return self
         axes = tuple(range(-len(self.rows), 0))
-        made = BlockToeplitz.__new__(BlockToeplitz)
+        made, pairs = BlockToeplitz.__new__(BlockToeplitz), self.pairs
+        made.pairs = None if pairs is None else lambda: pairs().mT
         flipped, batch = lambda: self.lags().flip(axes), self.shape[:-2]
         return made._set(flipped, self.cols, self.rows, batch, self.dtype, self.device, self.claims)
 

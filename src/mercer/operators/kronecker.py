@@ -29,8 +29,8 @@ from mercer.operators.solvable import (
     columns,
     implicit_solve,
 )
-from mercer.operators.tiled import KERNEL_FLOPS, Tiled
-from mercer.operators.toeplitz import DTYPES, Toeplitz, lines
+from mercer.operators.tiled import KERNEL_FLOPS
+from mercer.operators.toeplitz import DTYPES, Toeplitz, lines, tiled
 from mercer.solver import Solution
 
 KEPT: Claims = frozenset({Claim.SYMMETRIC, Claim.PSD, Claim.POSITIVE, Claim.UNIT_DIAGONAL})
@@ -99,7 +99,9 @@ class Kronecker(Solvable):
 
     @property
     def mT(self) -> Kronecker:
-        return Kronecker(*[f.mT for f in self.factors])
+        made, pairs = Kronecker(*[f.mT for f in self.factors]), self.pairs
+        made.pairs = None if pairs is None else lambda: pairs().mT
+        return made
 
     def cost(self, rhs: int = 1) -> Cost:
         total, parts = Cost(0, 0, 0), zip(self.factors, self._widths(), strict=True)
@@ -247,10 +249,7 @@ def separable(kernel: Kernel) -> bool:
 
 def _along_axis(kernel: Kernel, x: Line, y: Line, width: int, products: int) -> Operator:
     """The cheaper of an FFT and the matrix, for one axis that is applied to `width` columns."""
-    claims = kernel.claims if x is y else NO_CLAIMS
-    left = x.points
-    tiled = Tiled(kernel, left, left if x is y else y.points, claims)
-    dense = Dense.deferred(tiled, float(x.count) * y.count * KERNEL_FLOPS)
+    dense = Dense.deferred(tiled(kernel, x, y), float(x.count) * y.count * KERNEL_FLOPS)
     if x.step != y.step:
         return dense
     fast = Toeplitz.on(kernel, x, None if x is y else y)
@@ -271,4 +270,6 @@ def gridded(request: Request) -> Operator | None:
     for k, (x, y) in enumerate(zip(axes, axes if request.square else others, strict=True)):
         width = math.prod(a.count for a in axes[:k]) * math.prod(b.count for b in others[k + 1 :]) * request.rhs
         parts.append(_along_axis(_Axis(kernel, k, len(axes)), x, y, max(width, 1), request.products))
-    return Kronecker(*parts)
+    made = Kronecker(*parts)
+    made.pairs = lambda: tiled(kernel, request.x, request.y)
+    return made

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mercer.claims import Claim
 from mercer.errors import ConvergenceWarning, ShapeError
 from mercer.operator import Operator
 from mercer.solver import Solution
@@ -40,6 +41,8 @@ class Solvable(Operator, ABC):
     whatever the operator is made of, to any order, by implicit differentiation.
     """
 
+    pairs: Callable[[], Operator] | None = None  # the same map entry by entry, where it was made of a kernel and points
+
     @abstractmethod
     def solve(self, b: Tensor, shift: Shift = 0.0) -> Solution:
         """(A + shift I)^-1 b for b `... n c` or `n`, with the residual that was measured."""
@@ -47,6 +50,19 @@ class Solvable(Operator, ABC):
     @abstractmethod
     def logdet(self, shift: Shift = 0.0) -> Tensor:
         """log det (A + shift I), `...`. Raises NotPositiveDefiniteError where a factor is not positive."""
+
+    def tril(self) -> Operator:
+        return super().tril() if self.pairs is None else self.pairs().tril()
+
+    def stabilised(self) -> Operator:
+        """Itself where the diagonal of a positive kernel bounds every row's sum from below, else entry by entry."""
+        return self if self.pairs is None or Claim.POSITIVE in self.claims else self.pairs().stabilised()
+
+    def _select(self, rows: Tensor, cols: Tensor) -> Operator:
+        whole = super()._select(rows, cols)
+        if self.pairs is None:
+            return whole
+        return min((self.pairs()._select(rows, cols), whole), key=lambda op: op.cost().seconds())
 
 
 def columns(op: Operator, b: Tensor) -> Tensor:

@@ -137,6 +137,11 @@ class Sparse(Solvable):
         empty = values.new_zeros(*values.shape[:-1], min(self.shape[-2:]))
         return empty.index_add(-1, pattern.rows[on], values[..., on])
 
+    def stabilised(self) -> Operator:
+        if self._of is not None and Claim.POSITIVE not in self._of[0].claims:
+            raise StructureError(f"{self._of[0]!r} may be negative, so its rows cannot be normalised")
+        return self
+
     def tril(self) -> Sparse:
         pattern, values = self.parts()
         on = (pattern.rows >= pattern.cols).nonzero().squeeze(-1)

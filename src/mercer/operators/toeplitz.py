@@ -31,7 +31,7 @@ from mercer.operators.solvable import (
     as_shift,
     columns,
 )
-from mercer.operators.tiled import KERNEL_FLOPS
+from mercer.operators.tiled import KERNEL_FLOPS, Tiled
 from mercer.operators.transform import convolve, embedded, fft_flops, fft_length
 from mercer.solver import Solution
 
@@ -107,10 +107,20 @@ class Toeplitz(Solvable):
         make = float(x.count if source.mirrored else x.count + other.count)
         shape, claims = (x.count, other.count), kernel.claims if other is x else NO_CLAIMS
         made = cls.__new__(cls)
+        made.pairs = lambda: tiled(kernel, x, other)
         return made._set(source.values, shape, x.dtype, torch.device("cpu"), claims, source.spectrum, make)
 
-    def _like(self, lags: Callable[[], Tensor], n: int, m: int, claims: Claims = NO_CLAIMS) -> Toeplitz:
-        made = Toeplitz.__new__(Toeplitz)
+    def _like(
+        self,
+        lags: Callable[[], Tensor],
+        n: int,
+        m: int,
+        pairs: Callable[[Operator], Operator],
+        claims: Claims = NO_CLAIMS,
+    ) -> Toeplitz:
+        """A part of this matrix; pairs: the same part of another operator."""
+        made, whole = Toeplitz.__new__(Toeplitz), self.pairs
+        made.pairs = None if whole is None else lambda: pairs(whole())
         return made._set(lags, (*self.shape[:-2], n, m), self.dtype, self.device, claims, make=self._make)
 
     def _numbers(self) -> int:
@@ -135,7 +145,7 @@ class Toeplitz(Solvable):
         if Claim.SYMMETRIC in self.claims:
             return self
         n, m = self.shape[-2:]
-        return self._like(lambda: self.lags().flip(-1), m, n)
+        return self._like(lambda: self.lags().flip(-1), m, n, lambda whole: whole.mT)
 
     def cost(self, rhs: int = 1) -> Cost:
         batch, length = max(math.prod(self.shape[:-2]), 1), fft_length(sum(self.shape[-2:]))
@@ -165,7 +175,7 @@ class Toeplitz(Solvable):
             lags = self.lags()
             return torch.cat([torch.zeros_like(lags[..., : m - 1]), lags[..., m - 1 :]], -1) if m else lags
 
-        return self._like(lower, n, m)
+        return self._like(lower, n, m, lambda whole: whole.tril(), self.claims & {Claim.POSITIVE})
 
     def _select(self, rows: Tensor, cols: Tensor) -> Operator:
         n, m = len(rows), len(cols)
@@ -175,7 +185,8 @@ class Toeplitz(Solvable):
         first = int(rows[0]) - int(cols[-1]) + self.shape[-1] - 1  # a block of neighbours is Toeplitz again
         same = n == m and int(rows[0]) == int(cols[0])
         claims = self.claims & (LINEAR | {Claim.UNIT_DIAGONAL}) if same else NO_CLAIMS
-        return self._like(lambda: self.lags()[..., first : first + n + m - 1], n, m, claims)
+        part = lambda whole: whole._select(rows, cols)  # noqa: E731
+        return self._like(lambda: self.lags()[..., first : first + n + m - 1], n, m, part, claims)
 
     def _shifted(self, shift: Tensor) -> Tensor:
         lags, n = self.lags(), self.shape[-1]
@@ -196,6 +207,12 @@ class Toeplitz(Solvable):
         if Claim.SYMMETRIC not in self.claims:
             raise StructureError("Toeplitz.logdet needs a symmetric matrix: give no row")
         return logdet(self._shifted(as_shift(self, shift)))
+
+
+def tiled(kernel: Kernel, x: Domain, y: Domain) -> Tiled:
+    """The same kernel on the same points, entry by entry."""
+    left = x.points
+    return Tiled(kernel, left, left if y is x else y.points, kernel.claims if y is x else NO_CLAIMS)
 
 
 def lines(domain: Domain) -> tuple[Line, ...]:
