@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mercer.app import fitting
 from mercer.app.bands import measure_numbers
 from mercer.app.columns import Column
 from mercer.app.facts import _doubt, _warning
@@ -15,6 +16,7 @@ from mercer.app.fitting import Outcome, Trained, doubts, repeated, split
 from mercer.app.frame import Frame, TableEncoder
 from mercer.app.heads import Head, Lesson, whereabouts
 from mercer.app.pace import Pace
+from mercer.app.progress import Watch
 from mercer.app.targets import Target
 from mercer.kernels import Gaussian
 from mercer.learn import KernelRidge
@@ -108,6 +110,23 @@ def test_a_short_time_makes_fewer_folds_and_not_worse_models() -> None:
     assert 3 <= len(asked) < 6 and min(asked) > 0.9
     asked, over = paced(10.0, 0.2, 2.0)
     assert len(asked) == 3 and over < 10.0
+
+
+def test_only_the_model_of_all_rows_begins_with_what_the_folds_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, usual = [], fitting.fit_head
+
+    def seen(*args: object) -> Head:
+        known.append(args[5])
+        return usual(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "fit_head", seen)
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    frame = Frame([Column("a", "number", x[:, 0]), Column("b", "number", x[:, 1])], 60)
+    with Watch(None, quiet=True) as watch:
+        outcome = fitting.fit(frame, [Target("y", "regression", np.sin(x[:, 0]), [], "number")], 0, watch, 3)
+    folds = len(np.unique(outcome.folds[outcome.judged()]))
+    assert folds == 3 and [len(k) for k in known] == [0] * folds + [folds]
+    assert len(outcome.errors) == folds and max(outcome.errors) < [0.5]
 
 
 def test_what_a_fold_learned_finds_its_columns_by_name() -> None:

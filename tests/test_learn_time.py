@@ -1,4 +1,4 @@
-"""Short of time: first steps are always taken, what was learned elsewhere is used, and very many columns are screened."""
+"""Short of time: first steps are always taken, what was learned elsewhere is used, many columns are screened."""
 
 from __future__ import annotations
 
