@@ -88,6 +88,8 @@ def test_eigenpairs_of_small_low_rank_and_float32_operators() -> None:
     np.testing.assert_allclose(eigenpairs(low, 5, generator=seeded()).values, exact[:5], atol=1e-12)
     np.testing.assert_allclose(eigenpairs(Dense(indefinite(3), SYMMETRIC), 3).values.flip(0),
                                np.linalg.eigvalsh(indefinite(3)), atol=1e-12)  # fmt: skip
+    twos = Dense(2 * torch.eye(60, dtype=torch.float64), PSD)  # A v is v: nothing new but by another draw
+    np.testing.assert_allclose(eigenpairs(twos, 4, generator=seeded()).values, 2 * np.ones(4), rtol=1e-13)
     x = points(300, dtype=torch.float32)
     kernel = Gaussian(0.5)
     exact = np.linalg.eigvalsh(kernel.block(x.double(), x.double()).detach())[::-1]

@@ -95,13 +95,9 @@ def _extend(a: Operator, basis: Tensor, h: Tensor, kept: int, generator: torch.G
     for j in range(kept, width):
         w = a.matmul(basis[:, j : j + 1].to(a.dtype)).to(WIDE)[:, 0]
         whole, seen = float(w.norm()), basis[:, : j + 1]
-        for turn in range(2):
-            part = seen.mT @ w
-            w = w - seen @ part
-            if turn == 0:
-                h[: j + 1, j] = part
-            else:
-                h[: j + 1, j] += part
+        h[: j + 1, j] = seen.mT @ w
+        w = w - seen @ h[: j + 1, j]
+        w = w - seen @ (seen.mT @ w)  # once more: the first time leaves what rounding made of a small difference
         h[j, : j + 1] = h[: j + 1, j].clone()
         beta = float(w.norm())
         if beta <= GONE * whole * n**0.5 and j + 1 < n:  # an invariant subspace: go on in a random direction
