@@ -36,7 +36,7 @@ from mercer.kernels import (
 )  # fmt: skip
 from mercer.machine import core
 from mercer.machine.build import build, compiler, cores
-from mercer.machine.job import Run, known, prepare
+from mercer.machine.job import Run, _rounds, known, prepare
 from mercer.operators import Fused, Tiled
 
 ROOT = Path(__file__).parents[1]
@@ -387,3 +387,28 @@ def test_predicted_seconds_grow_as_the_work_does():
             assert 3 < alone / large.cost().seconds() < 4
         finally:
             torch.set_num_threads(before)
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n, r", [(3000, 1), (3001, 3), (5017, 1)])
+def test_half_of_a_symmetric_matrix_does_for_the_whole(name, n, r, monkeypatch):
+    """K(x, x) v from half of the entries equals K(x, y) v of equal points, and the definition on some rows."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x, v = torch.from_numpy(draw(n, 3)), torch.from_numpy(draw(n, r, seed=1))
+    rows = torch.arange(0, n, 97)
+    for kernel in (Gaussian(0.7), Laplace(), 0.5 * Matern(1.5) + Linear() * Gaussian().on([0, 1])):
+        with torch.no_grad():
+            whole = Fused(Tiled(kernel, x, x)) @ v
+            torch.testing.assert_close(whole, Fused(Tiled(kernel, x, x.clone())) @ v, rtol=1e-11, atol=1e-10)
+            torch.testing.assert_close(whole[rows], kernel.block(x[rows], x) @ v, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_every_pair_of_blocks_meets_once_and_never_twice_in_a_round(count):
+    rounds = list(_rounds(count))
+    met = sorted(pair for pairs in rounds for pair in pairs)
+    assert met == [(i, j) for i in range(count) for j in range(i + 1, count)]
+    for pairs in rounds:
+        busy = [block for pair in pairs for block in pair]
+        assert len(busy) == len(set(busy))

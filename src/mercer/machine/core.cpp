@@ -378,10 +378,12 @@ struct Job {
   const Step* steps;
   int32_t factor_count, step_count;
   int64_t n, m, first, last;  // rows first .. last - 1 of n are this call's
+  int64_t begin, end;         // and columns begin .. end - 1 of m
   const void* v;              // m r
   int64_t v_stride;
   void* out;  // n r
   int64_t out_stride;
+  double* sums;  // n r: with it results are added here and not written to out
   const void *row_bias, *column_bias;  // n and m, added to the statistic of a dot product, or null
   const void* left;                    // n r: with it the gradient of sum_ij (left_i . v_j) k_ij is wanted
   int64_t left_stride;
@@ -573,7 +575,7 @@ template <class T> struct Work {
   int P;
   int64_t rows;
   bool tape;
-  T *xs[FACTORS], *xb[FACTORS], *ys[FACTORS], *yb[FACTORS], *stat[FACTORS], *value[STEPS], *adjoint[STEPS], *vp, *lp;
+  T *xs[FACTORS], *xb[FACTORS], *ys[FACTORS], *yb[FACTORS], *stat[FACTORS], *value[STEPS], *adjoint[STEPS], *vp, *lp, *cp;
   double *acc, *dacc[FACTORS], *mass[FACTORS];
   double x_norm[FACTORS], y_norm[FACTORS];
   int left_of[STEPS], right_of[STEPS];
@@ -590,7 +592,7 @@ template <class T> struct Work {
     if (p < 3 * UNIT<T>) p = most < 3 * UNIT<T> ? most : 3 * UNIT<T>;
     if (p > WIDEST) p = WIDEST;
     if (p < UNIT<T>) p = UNIT<T>;
-    const int64_t all_columns = rounded(job.m, UNIT<T>);
+    const int64_t all_columns = rounded(job.end - job.begin, UNIT<T>);
     P = int(p < all_columns ? p : all_columns);
     int64_t most_rows = (int64_t(1) << 21) / (int64_t(sizeof(T)) * (width + 1) + 16 * int64_t(job.r));
     if (most_rows > ROWS) most_rows = ROWS;
@@ -615,7 +617,7 @@ template <class T> struct Work {
           if (tape) get(adjoint[s], STRIP * P);
         }
       get(vp, int64_t(job.r) * P + 1), get(acc, rows * (job.r < 2 ? 2 : job.r));
-      if (tape) get(lp, rows * job.r);
+      get(lp, rows * job.r), get(cp, int64_t(job.r) * P + 1);
       if (!pass && !arena.open()) return false;
     }
     return true;
@@ -672,6 +674,35 @@ template <class T> struct Work {
       });
       for (int i = 0; i < STRIP; ++i) out[i] += sum(acc[i]);
     });
+  }
+  void dot_both(int64_t strip, double* out) {  // rows as in `dot`, and the columns' sums in cp
+    with_profile<T>(job.steps[0].op, job.steps[0].p, [&](auto profile) {
+      Vec<T> acc[STRIP] = {}, below[VECTORS];
+      const T *v = vp, *left = lp + strip;
+      T* sums = cp;
+      statistic<decltype(profile)::ON>(0, strip, [&acc, &below, profile, v, left, sums](int i, int p, const Vec<T>* h) {
+        UNROLL for (int w = 0; w < VECTORS; ++w) {
+          const Vec<T> k = profile.value(h[w]);
+          acc[i] += k * load(v + p + w * LANES<T>);
+          below[w] = (i == 0 ? load(sums + p + w * LANES<T>) : below[w]) + k * left[i];
+          if (i == STRIP - 1) store(sums + p + w * LANES<T>, below[w]);
+        }
+      });
+      for (int i = 0; i < STRIP; ++i) out[i] += sum(acc[i]);
+    });
+  }
+  void multiply_both(int64_t strip) {
+    const int r = job.r;
+    const T *values = evaluate(strip), *left = lp + strip * r;
+    multiply<T>(values, vp, P, acc + strip * r, r);
+    for (int c = 0; c < r; ++c) {
+      T* sums = cp + int64_t(c) * P;
+      for (int p = 0; p < P; p += LANES<T>) {
+        Vec<T> below = load(sums + p);
+        UNROLL for (int i = 0; i < STRIP; ++i) below += load(values + i * P + p) * left[i * r + c];
+        store(sums + p, below);
+      }
+    }
   }
   void mask(T* s, int64_t row, int64_t column) {  // entries outside the causal part become zero
     UNROLL for (int i = 0; i < STRIP; ++i)
@@ -735,8 +766,8 @@ template <class T> int product(const Job& job) {
     const int64_t high = job.last - begin < work.rows ? job.last - begin : work.rows;
     if (!work.take_rows(begin, high)) return OUT_OF_RANGE;
     memset(work.acc, 0, sizeof(double) * size_t(work.rows) * size_t(r));
-    for (int64_t column = 0; column < job.m; column += P) {
-      const int64_t wide = job.m - column < P ? job.m - column : P;
+    for (int64_t column = job.begin; column < job.end; column += P) {
+      const int64_t wide = job.end - column < P ? job.end - column : P;
       if (work.outside(begin, high, column, wide)) continue;
       if (job.stop && *job.stop) return STOPPED;
       if (!work.take_columns(column, wide)) return OUT_OF_RANGE;
@@ -755,7 +786,44 @@ template <class T> int product(const Job& job) {
     }
     T* out = static_cast<T*>(job.out);
     for (int64_t i = 0; i < high; ++i)
-      for (int c = 0; c < r; ++c) out[(begin + i) * job.out_stride + c] = T(work.acc[i * r + c]);
+      for (int c = 0; c < r; ++c)
+        if (job.sums)
+          job.sums[(begin + i) * r + c] += work.acc[i * r + c];
+        else
+          out[(begin + i) * job.out_stride + c] = T(work.acc[i * r + c]);
+  }
+  return DONE;
+}
+
+// ---- K(x, x) v where K is symmetric: rows first .. last - 1 meet columns begin .. end - 1, and each entry serves both ----
+
+template <class T> int both_sides(const Job& job) {
+  Work<T> work(job, false);
+  if (!work.open()) return NO_MEMORY;
+  const int r = job.r, P = work.P;
+  const T* v = static_cast<const T*>(job.v);
+  for (int64_t begin = job.first; begin < job.last; begin += work.rows) {
+    const int64_t high = job.last - begin < work.rows ? job.last - begin : work.rows;
+    if (!work.take_rows(begin, high)) return OUT_OF_RANGE;
+    for (int64_t i = 0; i < work.rows; ++i)
+      for (int c = 0; c < r; ++c) work.lp[i * r + c] = i < high ? v[(begin + i) * job.v_stride + c] : T(0);
+    memset(work.acc, 0, sizeof(double) * size_t(work.rows) * size_t(r));
+    for (int64_t column = job.begin; column < job.end; column += P) {
+      const int64_t wide = job.end - column < P ? job.end - column : P;
+      if (job.stop && *job.stop) return STOPPED;
+      if (!work.take_columns(column, wide)) return OUT_OF_RANGE;
+      for (int64_t strip = 0; strip < high; strip += STRIP) {
+        if (strip % (64 * STRIP) == 0) memset(work.cp, 0, sizeof(T) * size_t(r) * size_t(P));
+        if (r == 1 && job.step_count == 1)
+          work.dot_both(strip, work.acc + strip);
+        else
+          work.multiply_both(strip);
+        if ((strip + STRIP) % (64 * STRIP) == 0 || strip + STRIP >= high)  // columns go on in double
+          for (int64_t p = 0; p < wide; ++p)
+            for (int c = 0; c < r; ++c) job.sums[(column + p) * r + c] += double(work.cp[int64_t(c) * P + p]);
+      }
+    }
+    for (int64_t i = 0; i < high * r; ++i) job.sums[begin * r + i] += work.acc[i];
   }
   return DONE;
 }
@@ -1024,11 +1092,41 @@ template <class T> int log_sums(const Job& job) {
   return DONE;
 }
 
+// ---- what the registers alone can do, for benchmarks: fused multiply-adds, and exp2 with one multiply-add ----
+
+template <class T> double peak_fma(int64_t rounds) {
+  constexpr int MANY = BYTES == 64 ? 16 : 12;
+  Vec<T> acc[MANY];
+  for (int i = 0; i < MANY; ++i) acc[i] = all<T>(T(0.1) * i);
+  const Vec<T> factor = all<T>(T(0.999)), term = all<T>(T(0.001));
+  for (int64_t k = 0; k < rounds; ++k)
+    UNROLL for (int i = 0; i < MANY; ++i) acc[i] = acc[i] * factor + term;
+  Vec<T> total = {};
+  for (int i = 0; i < MANY; ++i) total += acc[i];
+  return sum(total);  // so that nothing is left out
+}
+template <class T> double peak_exp2(int64_t rounds) {
+  alignas(64) T h[512];
+  Vec<T> acc[4] = {};
+  for (int i = 0; i < 512; ++i) h[i] = T(-0.01) * i;
+  for (int64_t k = 0; k < rounds; ++k) {
+    for (int p = 0; p < 512; p += UNIT<T>)
+      UNROLL for (int w = 0; w < 4; ++w) acc[w] += exp2<T>(load(h + p + w * LANES<T>)) * T(0.5);
+    __asm__ volatile("" ::: "memory");
+  }
+  return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
+}
+
 }  // namespace
 
-API int32_t mercer_version() { return 1; }
+API double mercer_peak_fma_float(int64_t rounds) { return peak_fma<float>(rounds); }
+API double mercer_peak_exp2_float(int64_t rounds) { return peak_exp2<float>(rounds); }
+API int32_t mercer_vector_bytes() { return BYTES; }
+API int32_t mercer_version() { return 2; }
 API int32_t mercer_product_float(const Job* job) { return product<float>(*job); }
 API int32_t mercer_product_double(const Job* job) { return product<double>(*job); }
+API int32_t mercer_both_float(const Job* job) { return both_sides<float>(*job); }
+API int32_t mercer_both_double(const Job* job) { return both_sides<double>(*job); }
 API int32_t mercer_block_float(const Job* job) { return block<float>(*job); }
 API int32_t mercer_block_double(const Job* job) { return block<double>(*job); }
 API int32_t mercer_gradient_float(const Job* job) { return gradient<float>(*job); }

@@ -20,7 +20,8 @@ STATISTICS = {Statistic.SQUARED_DISTANCE: 0, Statistic.DISTANCE: 1, Statistic.L1
 NAMES = {torch.float32: "float", torch.float64: "double"}
 PARTS = {None: 0, "lower": 1, "upper": 2}
 SHORT = 2e6  # entries of the matrix, weighed by what each takes, below which threads are not worth their start
-LEAST_ROWS = 1024  # of a task, where there are enough: each task packs all columns once
+LEAST_ROWS, TASKS = 512, 64  # rows of a task, which packs all columns once; and how many tasks there are at most
+SYMMETRIC, SYMMETRIC_ROWS, MOST_PAIRS = 3000, 5000, 32  # rows from which half the entries do; of half a pair; pairs
 
 
 class OutOfRange(Exception):
@@ -114,9 +115,40 @@ class Run:
 
     def product(self, v: Tensor, n: int) -> Tensor:
         """K v: v `... m r` -> `... n r`."""
+        if self._symmetric(v, n):
+            return self._both_sides(v, n)
         out = v.new_empty(*self._batch(v), n, v.shape[-1])
         self._launch("product", n, v, out=out)
         return out
+
+    def _symmetric(self, v: Tensor, n: int) -> bool:
+        """Whether every entry of the matrix may serve its transpose as well, and there are enough to gain by it."""
+        same = all(f.x is f.y for f in self.factors) and self.part is None
+        return same and self.row_bias is None and self.column_bias is None and not self._batch(v) and n >= SYMMETRIC
+
+    def _both_sides(self, v: Tensor, n: int) -> Tensor:
+        """K(x, x) v from half of the entries.
+
+        Rows are cut into an even number of blocks that meet in rounds, as teams of a league do: no two pairs of a
+        round share a block, so threads never write to one place, and sums are taken in the order of the rounds.
+        """
+        core, stop = library.core(), threads.Stop()
+        if core is None:
+            raise OutOfRange
+        name = NAMES[v.dtype]
+        sums = torch.zeros(n, v.shape[-1], dtype=torch.float64)
+        job, alive = self._job(n, n, v, None, None, (), (), torch.Size(), stop)
+        job.sums = sums.data_ptr()
+        blocks = _blocks(n)
+
+        def task(what: str, rows: tuple[int, int], columns: tuple[int, int]) -> Callable[[], None]:
+            call = getattr(core, f"mercer_{what}_{name}")
+            return functools.partial(_call, call, job, alive, *rows, None, columns)
+
+        threads.run([task("product", b, b) for b in blocks], stop)
+        for pairs in _rounds(len(blocks)):
+            threads.run([task("both", blocks[i], blocks[j]) for i, j in pairs], stop)
+        return sums.to(v.dtype)
 
     def block(self, n: int, m: int, like: Tensor) -> Tensor:
         """The matrix itself, `... n m`."""
@@ -168,7 +200,9 @@ class Run:
             for first in range(0, n, rows):
                 share = torch.zeros(len(self.program), 2, dtype=torch.float64)
                 shares.append(share)
-                tasks.append(functools.partial(_call, call, job, alive, first, min(first + rows, n), share, what))
+                last = min(first + rows, n)
+                kept = share if what == "gradient" else None
+                tasks.append(functools.partial(_call, call, job, alive, first, last, kept, (0, m)))
         threads.run(tasks, stop, inline)
         return torch.stack(shares).sum(0) if shares else torch.zeros(len(self.program), 2, dtype=torch.float64)
 
@@ -220,10 +254,13 @@ class Run:
         return job, alive
 
 
-def _call(call: Callable, job: library.Job, alive: object, first: int, last: int, share: Tensor, what: str) -> None:
+def _call(
+    call: Callable, job: library.Job, alive: object, first: int, last: int, share: Tensor | None,
+    columns: tuple[int, int],
+) -> None:  # fmt: skip
     own = library.Job.from_buffer_copy(job)
-    own.first, own.last = first, last
-    own.shares = share.data_ptr() if what == "gradient" else None
+    own.first, own.last, (own.begin, own.end) = first, last, columns
+    own.shares = None if share is None else share.data_ptr()
     outcome = call(ctypes.byref(own))
     if outcome == library.NO_MEMORY:
         raise MemoryError("no memory for the buffers of one thread of a kernel product")
@@ -232,11 +269,25 @@ def _call(call: Callable, job: library.Job, alive: object, first: int, last: int
 
 
 def _rows(n: int, batch: int) -> int:
-    """Rows of one task: several tasks for each thread, but not so few rows that packing the columns shows."""
-    workers = max(torch.get_num_threads(), 1)
-    share = -(-n * batch // (4 * workers))
-    rows = max(share, min(-(-n * batch // workers), LEAST_ROWS))
+    """Rows of one task. They depend on the sizes alone, so that sums over tasks have the same bits on any machine."""
+    rows = max(-(-n * batch // TASKS), LEAST_ROWS)
     return min(-(-rows // 6) * 6, max(n, 1))
+
+
+def _blocks(n: int) -> list[tuple[int, int]]:
+    """An even number of stretches of rows, by the size alone."""
+    count = min(max(n // SYMMETRIC_ROWS, 1), MOST_PAIRS) * 2
+    size = -(-n // count)
+    return [(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:
+    """All pairs of `count` blocks in rounds of disjoint pairs: one stays, the others go round a circle."""
+    teams = [*range(count), *([-1] if count % 2 else [])]
+    for _ in range(len(teams) - 1):
+        pairs = zip(teams[: len(teams) // 2], reversed(teams[len(teams) // 2 :]), strict=True)
+        yield [(min(i, j), max(i, j)) for i, j in pairs if min(i, j) >= 0]
+        teams = [teams[0], teams[-1], *teams[1:-1]]
 
 
 def _indices(batch: torch.Size) -> Iterator[tuple[int, ...]]:

@@ -13,7 +13,7 @@ import torch
 
 log = logging.getLogger("mercer")
 
-VERSION = 1
+VERSION = 2
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 WIDTHS = {"AVX512": "avx512", "AVX2": "avx2"}  # what torch calls the processor's vectors; others run the portable core
 FACTORS, STEPS, DEPTH = 8, 32, 8  # the core's limits
@@ -50,7 +50,9 @@ class Job(ctypes.Structure):
         ("factors", ctypes.c_void_p), ("steps", ctypes.c_void_p),
         ("factor_count", ctypes.c_int32), ("step_count", ctypes.c_int32),
         ("n", ctypes.c_int64), ("m", ctypes.c_int64), ("first", ctypes.c_int64), ("last", ctypes.c_int64),
+        ("begin", ctypes.c_int64), ("end", ctypes.c_int64),
         ("v", ctypes.c_void_p), ("v_stride", ctypes.c_int64), ("out", ctypes.c_void_p), ("out_stride", ctypes.c_int64),
+        ("sums", ctypes.c_void_p),
         ("row_bias", ctypes.c_void_p), ("column_bias", ctypes.c_void_p),
         ("left", ctypes.c_void_p), ("left_stride", ctypes.c_int64), ("shares", ctypes.c_void_p),
         ("stop", ctypes.c_void_p), ("r", ctypes.c_int32), ("part", ctypes.c_int32),

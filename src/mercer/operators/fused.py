@@ -13,7 +13,7 @@ from mercer.claims import NO_CLAIMS
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel, Step
 from mercer.machine import core
-from mercer.machine.job import Factor, OutOfRange, Run, known, prepare
+from mercer.machine.job import SYMMETRIC, Factor, OutOfRange, Run, known, prepare
 from mercer.numerics import centre
 from mercer.operator import Cost, Operator
 from mercer.operators.speed import core_seconds
@@ -21,6 +21,7 @@ from mercer.operators.tiled import Tiled
 from mercer.statistic import Statistic
 
 DTYPES = (torch.float32, torch.float64)
+HALF = 0.65  # the time of a product of which each entry serves its transpose too, to that of all entries
 THREAD_BYTES = 2**22  # buffers of one thread: packed points, one strip of values, sums
 
 
@@ -65,6 +66,8 @@ class Fused(Operator):
         n, m = self.shape[-2:]
         pairs = float(max(math.prod(self.shape[:-2]), 1)) * n * m
         seconds = core_seconds(tiled.kernel.program() or [], tiled.x, pairs, m, rhs)
+        if tiled.x is tiled.y and tiled.part is None and n >= SYMMETRIC:
+            seconds *= HALF
         return Cost(0, tiled.cost(rhs).apply, THREAD_BYTES * torch.get_num_threads(), 0.0, seconds)
 
     def dense(self) -> Tensor:
