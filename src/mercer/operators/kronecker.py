@@ -111,7 +111,7 @@ class Kronecker(Solvable):
         fits = max(memory_budget() // 2, self._numbers() * self.dtype.itemsize)
         memory = total.memory + min(moved * self.dtype.itemsize, fits)
         seconds = total.seconds() - total.seconds(0) + len(self.factors) * moved / 3 / PASS_RATE + CALL
-        return Cost(total.make, total.apply, memory, total.seconds(0) + FIRST_CALL, seconds)
+        return Cost(total.make, total.apply, memory, total.seconds(0) + len(self.factors) * FIRST_CALL, seconds)
 
     def dense(self) -> Tensor:
         self._fits()
