@@ -19,7 +19,7 @@ from mercer.app.targets import Target
 _ROWS, _BACKGROUND, _POINTS, _SPECTRUM_ROWS = 600, 48, 24, 600
 _MOST_CURVES, _MOST_COLUMNS = 6, 60
 _CELLS = 2**21  # of coordinates predicted at once: many columns of few rows are slow one by one
-_MOVES = 60_000  # rows predicted to see how far predictions move with each column
+_MOVES = 30_000  # rows predicted to see how far predictions move with each column
 Bands = Callable[[Frame, list[np.ndarray]], list[tuple[np.ndarray, np.ndarray] | None]]
 
 
@@ -59,7 +59,7 @@ def relevance(trained: Trained, seed: int = 0) -> list[float]:
     """
     sources, sample = trained.encoder.sources(), trained.encoder.sample
     columns = len(trained.encoder.encoders)
-    rows = sample[: int(np.clip(_MOVES // columns, 24, len(sample)))] if len(sample) > 24 else sample
+    rows = sample[: int(np.clip(_MOVES // columns, 12, len(sample)))] if len(sample) > 12 else sample
     if len(rows) < 2:
         return []
     rng = np.random.default_rng(seed)
