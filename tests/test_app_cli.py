@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 
 from mercer.app import baselines, jobs
 from mercer.app import fitting as fitting_module
-from mercer.app.exits import DATA, INTERRUPTED, MEMORY, OK, USAGE, one_line_errors
+from mercer.app.exits import DATA, INTERRUPTED, MEMORY, OK, USAGE, UsageError, one_line_errors
 from mercer.app.main import app, main
-from mercer.app.tables import read_table, write_table
+from mercer.app.places import check_output
+from mercer.app.tables import read_table, replaced, write_table
+from mercer.app.terminal import _board
 from mercer.errors import OutlierWarning
 
 RTL = "evil\u202ename"
@@ -155,6 +157,8 @@ def test_plan_report_and_doctor_speak_json(place):
         (("fit", "t.csv"), "--target"), (("fit", "t.csv", "-t", "y", "--nope"), "--nope"), (("fot",), "fot"),
         (("fit", "t.csv", "-t", "y", "--folds", "x"), "--folds"), (("predict", "m"), "table"),
         (("fit", "t.csv", "-t", "y", "--json=1"), "does not take a value"),
+        (("fit", "t.csv", "-t", "y", "--seed", "-1"), "--seed"),
+        (("fit", "t.csv", "-t", "y", "--seed", str(2**40)), "--seed"),
     ],
 )  # fmt: skip
 def test_misuse_speaks_json_too(monkeypatch, capsys, words, says):
@@ -256,6 +260,47 @@ def test_bad_input_to_fit_is_one_line(tmp_path, content, words, code, says):
     assert os.listdir(tmp_path) == ["t.csv"]
     quiet = run("fit", tmp_path / "t.csv", "-t", "y", "--out", tmp_path / "m", "--json", *words, code=code)
     assert json.loads(quiet.stdout)["exit"] == code
+
+
+def test_new_rows_with_known_classes_are_scored(place, tmp_path):
+    table = made_table(200, 5)
+    write_table(table, tmp_path / "new.parquet")
+    facts = json.loads(
+        run("predict", place / "model", tmp_path / "new.parquet", "-o", tmp_path / "p.csv", "--json").stdout
+    )
+    scores = {entry["target"]: entry for entry in facts["scores"]}
+    found, true = read_table(tmp_path / "p.csv").column("kind").to_pylist(), table.column("kind").to_pylist()
+    assert scores["kind"]["scores"]["accuracy"] == pytest.approx(
+        np.mean([f == t for f, t in zip(found, true, strict=True)])
+    )
+    sets = read_table(tmp_path / "p.csv").column("kind_set").to_pylist()
+    held = np.mean([t in words.split(" | ") for t, words in zip(true, sets, strict=True)])
+    assert scores["kind"]["held"] == pytest.approx(held) and scores["kind"]["scores"]["log_loss"] > 0
+
+
+@pytest.mark.parametrize(("name", "says"), [("Y", "'y ' with a blank"), ("huge", "beyond 1e+150")])
+def test_a_target_that_cannot_be_meant_is_said(tmp_path, name, says):
+    (tmp_path / "t.csv").write_text("a,y ,huge\n" + "\n".join(f"{i},{i % 7},1e308" for i in range(30)))
+    assert says in run("fit", tmp_path / "t.csv", "-t", name, "-o", tmp_path / "m", code=DATA).stderr
+
+
+def test_an_error_of_writing_names_the_file_that_was_asked_for(tmp_path):
+    def full(place):
+        raise OSError(28, "No space left on device", str(place))
+
+    with pytest.raises(OSError, match="No space") as said:
+        replaced(tmp_path / "p.csv", full)
+    assert said.value.filename == str(tmp_path / "p.csv") and ".partial" not in str(said.value)
+    with pytest.raises(UsageError, match=r"parquet, \.csv"):
+        check_output(tmp_path / "p.txt")
+
+
+def test_infinite_bands_are_called_infinite_and_few_rows_leave_a_doubt():
+    held = {"measured": 1.0, "rows": 12, "between": [0.74, 1.0], "size": "12 judged rows cannot bound them"}
+    board = {"name": "y", "task": "regression", "leaderboard": [{"name": "mercer", "scores": {"r2": 0.5}}]}
+    (infinite, finite) = (_board(board | {"coverage": held | {"infinite": i}}, False)[-1] for i in (True, False))
+    assert "infinite" in infinite and "held" not in infinite
+    assert "100.0 % of 12 rows (between 74 % and 100 %)" in finite
 
 
 def test_places_that_cannot_be_used_are_said_before_the_work(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from mercer.app import baselines, predicting, store
 from mercer.app.frame import expected
-from mercer.app.heads import whereabouts
+from mercer.app.heads import predict, whereabouts
 from mercer.app.jobs import Job, compute
 from mercer.app.progress import Watch
 from mercer.app.tables import read_table, write_table
@@ -81,6 +81,19 @@ def test_rows_without_unknown_cells_keep_their_bands(fitted):
     found = predicting.predictions(fitted[1], pa.concat_tables([some, new.slice(20)])).to_pandas()
     np.testing.assert_allclose(found.y_upper[20:], usual.y_upper[20:], rtol=1e-9)
     assert ((found.y_upper - found.y_lower)[:20] > 1.5 * (usual.y_upper - usual.y_lower)[:20]).all()
+
+
+def test_the_score_of_a_blank_is_the_truth_minus_the_new_prediction(fitted):
+    """Where the model predicts as out of fold; a move counted backwards would hide what the blank costs."""
+    model = fitted[1]
+    trained, gone = model.trained, np.ones(len(model.trained.encoder.encoders), dtype=bool)
+    number = trained.classes.index(0)
+    usual = predict(trained.heads, trained.classes, model.witnesses.x)[number]
+    truth, wrong = np.linspace(-3, 3, len(usual)), model.witnesses.wrong.copy()
+    wrong[:, number] = truth - usual
+    _, found, scores = replace(model.witnesses, wrong=wrong).blanked(trained, gone)
+    assert np.ptp(usual) > 1 and np.ptp(found[number]) < 1e-9
+    np.testing.assert_allclose(scores[number], truth - found[number])
 
 
 def test_bands_that_were_not_measured_are_infinite_and_said(fitted):

@@ -215,3 +215,8 @@ def test_bad_input_is_refused_by_name():
         thin(Gaussian(), Points(x, torch.ones(10)), 2)
     with pytest.raises(ValueError, match="delta is 2"):
         thin(Gaussian(), x, 2, delta=2)
+
+
+def test_a_size_that_is_no_whole_number_is_refused():
+    with pytest.raises(TypeError, match=r"size is 8.0; expected a whole number"):
+        thin(Gaussian(), normal(20, 3), 8.0)

@@ -240,6 +240,36 @@ def test_intervals_of_equal_noise_keep_one_width() -> None:
     assert width.std() < 0.1 * width.mean() and width.mean() == pytest.approx(2 * 1.645, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", [369, 373, 375])
+def test_the_local_scale_is_trusted_by_the_interval_score_at_ninety_percent(seed: int) -> None:
+    """Two places whose bulks and tails differ: bands that cover half would trust another scale."""
+    random = rng(seed)
+    size, share = random.uniform(0.05, 3, 4), random.uniform(0.55, 0.97, 2)
+    local, u = np.where(np.arange(400) % 2, 1.0, -1.0), random.random
+    kinds = np.where(local > 0, np.where(u(400) < share[0], *size[:2]), np.where(u(400) < share[1], *size[2:]))
+    wrong = kinds * random.normal(size=400)
+
+    def score(trust: float, coverage: float) -> float:
+        """Gneiting and Raftery's interval score of 90 % intervals, a loop over rows."""
+        width = np.exp(trust * local)
+        q = np.quantile(np.abs(wrong) / width, coverage)
+        return sum(2 * q * w + 2 / 0.1 * max(abs(e) - q * w, 0) for e, w in zip(wrong, width, strict=True))
+
+    best, other = (min((0.0, 0.5, 1.0), key=lambda trust: score(trust, c)) for c in (0.9, 0.5))
+    found = LocalConformal()
+    found._choose(local[:, None], wrong[:, None])
+    assert best != other and found.shrink.tolist() == [best]
+
+
+@pytest.mark.parametrize("seconds", ["x", -1, 0, float("nan")])
+def test_a_time_budget_that_is_none_is_refused(seconds: Any) -> None:
+    x, y = problem(20)
+    with pytest.raises(ValueError, match="time_budget is .*expected seconds > 0"):
+        KernelRidge(time_budget=seconds).fit(x, y)
+    with pytest.raises(DataError, match=r"one class only \(0\)"):
+        KernelClassifier().fit(x, np.zeros(20))
+
+
 def test_conformal_alone() -> None:
     random = rng(2)
     x = random.normal(size=(500, 2))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mercer.errors import ShapeError, StructureError
-from mercer.kernels import ExpDot, Gaussian, Matern, Periodic, RationalQuadratic
+from mercer.budget import memory
+from mercer.errors import MemoryBudgetError, ShapeError, StructureError
+from mercer.kernels import ExpDot, Gaussian, Matern, Periodic, Product, RationalQuadratic, Sum
 from mercer.shapes import check, shapes
 from tests.catalogue import KERNELS
 
@@ -163,3 +164,21 @@ def test_points_that_are_not_floating_are_refused_in_block():
     with pytest.raises(StructureError, match="BatchNorm1d"):
         Gaussian().warp(nn.BatchNorm1d(2))(torch.randn(9, 2)) @ torch.ones(9)
     assert Gaussian().on(1).block(torch.zeros(2, 2), torch.ones(3, 2)).shape == (2, 3)
+
+
+def test_questions_that_have_no_answer_are_named():
+    x = torch.zeros(2, 5, 3)
+    k = Gaussian()(x)
+    with pytest.raises(ShapeError, match=r"batch of A is \[2\], that of v \[3\]"):
+        k @ torch.zeros(3, 5, 1)
+    assert (k @ torch.zeros(4, 1, 5, 1)).shape == (4, 2, 5, 1)
+    for index in ((..., 0), (0, 0, 0), None):
+        with pytest.raises(IndexError, match="expected rows, or rows and columns"):
+            k[index]
+    for kind in (Sum, Product):
+        with pytest.raises(StructureError, match=rf"{kind.__name__}\(\) has no parts"):
+            kind()
+    with pytest.raises(StructureError, match="is its diagonal"):
+        k.tril().mT.tril()
+    with memory(2000), pytest.raises(MemoryBudgetError, match=r"the budget is 0.002 MiB"):
+        Gaussian()(torch.zeros(100, 3)).dense()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mercer.budget import memory_budget
+from mercer.budget import memory_budget, mib
 from mercer.domain import Domain, as_domain, finite
 from mercer.errors import MemoryBudgetError, ShapeError
 from mercer.operator import Diagonal, Operator
@@ -93,8 +93,8 @@ def assemble(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int 
     best = candidates(request)[0]
     if not best.fits:
         raise MemoryBudgetError(
-            f"{best.name} needs {best.memory / 2**20:.0f} MiB of working memory, the budget is "
-            f"{request.memory / 2**20:.0f} MiB: raise it with mercer.memory(...)"
+            f"{best.name} needs {mib(best.memory)} of working memory, the budget is "
+            f"{mib(request.memory)}: raise it with mercer.memory(...)"
         )
     weights = request.y.weights
     return best.operator if weights is None else best.operator @ Diagonal(weights)

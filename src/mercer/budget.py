@@ -74,3 +74,8 @@ def memory(limit: int | str) -> Iterator[int]:
         yield memory_budget()
     finally:
         _limit.reset(token)
+
+
+def mib(size: float) -> str:
+    """Bytes in MiB, small amounts too."""
+    return f"{size / 2**20:,.{0 if size >= 100 * 2**20 else 3}f} MiB"

@@ -222,6 +222,8 @@ class _Combined(Kernel, ABC):
 
     def __init__(self, *parts: Kernel):
         super().__init__()
+        if not parts:
+            raise StructureError(f"{type(self).__name__}() has no parts; expected one kernel or more")
         self.parts = nn.ModuleList(parts)
         self.claims = self._rule([k.claims for k in parts])
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mercer.budget import memory_budget
+from mercer.budget import memory_budget, mib
 from mercer.claims import LINEAR, NO_CLAIMS, Claim
 from mercer.errors import MemoryBudgetError, ShapeError, StructureError
 
@@ -101,8 +101,8 @@ class Operator(ABC):
         need = self.shape.numel() * self.dtype.itemsize
         if need > memory_budget():
             raise MemoryBudgetError(
-                f"the {tuple(self.shape)} matrix takes {need / 2**30:.2f} GiB, the budget is "
-                f"{memory_budget() / 2**30:.2f} GiB: use products, or raise the budget with mercer.memory(...)"
+                f"the {tuple(self.shape)} matrix takes {mib(need)}, the budget is {mib(memory_budget())}: "
+                "use products, or raise the budget with mercer.memory(...)"
             )
 
     def _select(self, rows: Tensor, cols: Tensor) -> Operator:
@@ -110,7 +110,11 @@ class Operator(ABC):
 
     def __getitem__(self, index: Any) -> Operator | Tensor:
         """Rows and blocks. Slices, index tensors and masks give an Operator; an integer gives the row or entry."""
-        rows, cols = index if isinstance(index, tuple) else (index, slice(None))
+        rows, cols = index if isinstance(index, tuple) and len(index) == 2 else (index, slice(None))
+        if any(i is None or i is ... or isinstance(i, tuple) for i in (rows, cols)):
+            raise IndexError(
+                f"A[{index}]: expected rows, or rows and columns, of every matrix of the batch, as A[:, 0]"
+            )
         r, c = _positions(rows, self.shape[-2], "row"), _positions(cols, self.shape[-1], "column")
         part = self._select(r, c)
         if isinstance(rows, Integral) or isinstance(cols, Integral):
@@ -130,6 +134,9 @@ class Operator(ABC):
         columns = v[:, None] if vector else v
         if columns.shape[-2] != self.shape[-1]:
             raise ShapeError(f"A @ v: A has {self.shape[-1]} columns, v has {columns.shape[-2]} rows")
+        for a, b in zip(reversed(self.shape[:-2]), reversed(columns.shape[:-2]), strict=False):
+            if a != b and 1 not in (a, b):
+                raise ShapeError(f"A @ v: the batch of A is {[*self.shape[:-2]]}, that of v {[*columns.shape[:-2]]}")
         if columns.dtype != self.dtype:
             raise TypeError(f"A @ v: A is {self.dtype}, v is {columns.dtype}; convert one of them")
         out = self.matmul(columns)

@@ -134,7 +134,7 @@ def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]
         known, values = target.take(rows), found[rows]
         seconds = outcome.seconds.get(name, outcome.seconds.get("folds", 0.0) if name == "mercer" else 0.0)
         share = len(rows) / len(outcome.judged())
-        part = "" if share == 1 else f" ({percent(share, 0)} of the rows)"
+        part = "" if share == 1 else f" on {percent(share, 0)} of the rows"
         error = spread(known, values, outcome.folds[rows], ranks)
         board.append({
             "name": name + part, "scores": score(known, values, ranks), "error": error, "rows": len(rows),
@@ -146,7 +146,9 @@ def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]
 def coverage(target: Target, measured: Measured) -> dict[str, Any]:
     """What the 90 % bands or sets held."""
     size = (
-        f"the median band is {number(measured.size)} wide"
+        f"{count(len(measured.inside), 'judged row')} cannot bound them"
+        if not math.isfinite(measured.size)
+        else f"the median band is {number(measured.size)} wide"
         if target.task == "regression"
         else f"a set has {number(measured.size)} classes on average"
     )
@@ -161,6 +163,7 @@ def coverage(target: Target, measured: Measured) -> dict[str, Any]:
     sure = binomtest(int(measured.inside.sum()), len(measured.inside)).proportion_ci(0.95)
     return {
         "nominal": 0.9,
+        "infinite": target.task == "regression" and not math.isfinite(measured.size),
         "between": [float(sure.low), float(sure.high)],
         "measured": float(measured.inside.mean()),
         "rows": len(measured.inside),
@@ -174,6 +177,14 @@ def _against(ours: float, rival: dict[str, Any], main: str) -> str:
     tie = max(rival.get("error") or 0.0, 0.002)
     verb = "level with" if abs(gap) <= tie else f"{abs(gap):.3f} {'ahead of' if gap > 0 else 'behind'}"
     return f"{verb} {rival['name']} ({fixed(rival['scores'][main])})"
+
+
+def promise(task: str, held: dict[str, Any]) -> str:
+    """What the 90 % bands or sets held, in a sentence without its full stop."""
+    if held.get("infinite"):
+        return f"90 % bands are infinite: {count(held['rows'], 'judged row')} cannot bound them"
+    what = "bands" if task == "regression" else "sets of classes"
+    return f"90 % {what} held {percent(held['measured'])} of"
 
 
 def _doubt(held: dict[str, Any]) -> str:
@@ -203,12 +214,14 @@ def verdicts(targets: Sequence[dict[str, Any]], folds: int) -> list[str]:
             _against(ours["scores"][ranks], r, ranks) for r in board[1:] if r["name"] != "mean" or len(board) == 2
         ]
         lead = f"{shown(target['name'], 30)}: " if len(targets) > 1 else ""
-        what = "bands" if target["task"] == "regression" else "sets of classes"
+        kept = promise(target["task"], held)
+        kept += "" if held.get("infinite") else f" the truth{_doubt(held)}"
+        name = NAMES[ranks]
         beside = f", {'; '.join(rivals)}" if rivals else ""
         parts.append(
-            f"{lead}{NAMES[ranks]} {fixed(ours['scores'][ranks])}{error} on rows it "
+            f"{lead or name[:1].upper()}{name[0 if lead else 1 :]} {fixed(ours['scores'][ranks])}{error} on rows it "
             f"had not seen ({count(folds, 'fold')}){beside}. "
-            f"90 % {what} held {percent(held['measured'])} of the truth{_doubt(held)}."
+            f"{kept}."
             f"{_warning(board, ranks)}"
         )
     return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
@@ -179,6 +180,10 @@ def response(column: str, target: str, curve: dict) -> str:
     middle = np.array(curve["mean"], dtype=np.float64)
     labels = curve.get("labels")
     x = np.arange(len(middle)) if labels else np.array(curve["at"])
+    rug = np.array(curve.get("rug", []))
+    dated = curve.get("kind") == "date" and not labels
+    if dated:  # years, told as dates: matplotlib counts the days since 1970
+        x, rug = ((v - 1970) * 365.25 for v in (x, rug))
     low, high = (np.array(curve.get(k, curve["mean"]), dtype=np.float64) for k in ("low", "high"))
     if labels:
         axes.vlines(x, low, high, color=BAND, lw=9, zorder=1)
@@ -194,8 +199,8 @@ def response(column: str, target: str, curve: dict) -> str:
         axes.fill_between(x, low, high, color=BAND, alpha=0.8, lw=0, zorder=1)
         axes.plot(x, middle, color=MODEL, lw=2.2, zorder=2)
         axes.plot(
-            curve["rug"],
-            np.zeros(len(curve["rug"])),
+            rug,
+            np.zeros(len(rug)),
             "|",
             color=MUTED,
             ms=7,
@@ -203,7 +208,9 @@ def response(column: str, target: str, curve: dict) -> str:
             transform=axes.get_xaxis_transform(),
             clip_on=False,
         )
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(AutoDateLocator(maxticks=6) if dated else MaxNLocator(5))
+        if dated:
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         axes.margins(x=0.01)
     axes.set_title(shown(column, 34))
     axes.set_ylabel(shown(target, 22))

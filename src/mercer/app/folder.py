@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mercer.app.exits import UsageError
-from mercer.app.places import MANIFEST, WEIGHTS, check_folder, check_model
+from mercer.app.places import MANIFEST, WEIGHTS, check_folder, check_model, under
 from mercer.app.schema import Manifest
 from mercer.app.words import one_line, shown
 from mercer.errors import DataError
@@ -117,16 +117,20 @@ def check_place(out: Path) -> None:
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, removed at the end of the block unless it was put in place."""
-    out = out.resolve()
+    given, out = out, out.resolve()
     partial = out.with_name(f".{out.name[:100]}.{os.getpid()}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{glob.escape(out.name[:100])}.*.partial"):  # of runs that were killed
         pid = left.name.split(".")[-2]
         if pid.isdigit() and left.name == f".{out.name[:100]}.{pid}.partial" and not _alive(pid):
             shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
+    except OSError as error:
+        if str(partial) not in str(error.filename):
+            raise
+        raise under(error, partial, given) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -55,6 +55,12 @@ class Note:
     dropped: bool
 
 
+def unused(notes: Sequence[Note], most: int = 8) -> list[str]:
+    """A sentence for each column that was dropped, the first few."""
+    said = [f"column '{shown(n.column)}' is not used: it {n.text}" for n in notes if n.dropped]
+    return said if len(said) <= most else [*said[:most], f"{len(said) - most} more columns are not used"]
+
+
 def training_frame(table: pa.Table, without: Sequence[str]) -> tuple[Frame, list[Note]]:
     """Every usable column except the targets, and notes on those that are not used."""
     kept: list[Column] = []

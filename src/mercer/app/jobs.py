@@ -28,7 +28,7 @@ from mercer.app.cores import cores, threads
 from mercer.app.doctor import versions
 from mercer.app.fitting import FOLDS, Outcome, Trained, fit, goal
 from mercer.app.folder import check_place, file_sha256
-from mercer.app.frame import Frame, Note, suspicious, training_frame
+from mercer.app.frame import Frame, Note, suspicious, training_frame, unused
 from mercer.app.heads import describe, whereabouts
 from mercer.app.oof import Judged, to_table
 from mercer.app.progress import Watch
@@ -253,7 +253,7 @@ def compute(job: Job, watch: Watch) -> Fitted:
         f"{shown(job.path.name)}: {size_of(ready.table)}; predicting {goals} "
         f"from {count(len(ready.frame.columns), 'column')}"
     )
-    for sentence in ready.sentences:
+    for sentence in ready.sentences + unused(ready.notes):
         watch.say(sentence)
     with memory(job.memory) if job.memory is not None else nullcontext(), threads(ready.frame.rows):
         outcome = fit(ready.frame, ready.targets, job.seed, watch, job.folds)

@@ -52,7 +52,7 @@ Memory = Annotated[
         help="Memory for one product, such as 512M or 4G. Default: a quarter of what is free.", metavar="SIZE"
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", metavar="NUMBER")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of everything random.", metavar="NUMBER")]
 Folds = Annotated[int, typer.Option(min=2, max=50, help="Folds on which models are judged.", metavar="NUMBER")]
 Folder = Annotated[Path, typer.Argument(help="A folder that `mercer fit` wrote.", metavar="MODEL", show_default=False)]
 

@@ -68,6 +68,12 @@ def check_folder(out: Path, *inputs: Path) -> None:
         raise UsageError(f"--out '{shown(out)}': '{shown(above)}' cannot be written; choose another --out")
 
 
+def under(error: OSError, hidden: Path, path: Path) -> OSError:
+    """The error of writing to a hidden place, told of the path that was asked for."""
+    text = os.strerror(error.errno) if error.errno else str(error).replace(str(hidden), str(path))
+    return OSError(error.errno, text, str(path))
+
+
 def check_apart(out: Path, *inputs: Path) -> None:
     """Raises UsageError where writing the file `out` would replace an input or change a model folder."""
     if out.exists() and any(given.exists() and out.samefile(given) for given in inputs):
@@ -92,7 +98,7 @@ def _check_file(path: Path) -> None:
 
 def check_output(path: Path) -> None:
     """Raises UsageError where a table cannot be written to `path`."""
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES or path.suffix.lower() == ".txt":  # read by its content, but never written
         raise UsageError(f"output is '{shown(path)}'; expected a name that ends in .parquet, .csv or .arrow")
     _check_file(path)
 

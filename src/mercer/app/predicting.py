@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mercer.app.columns import to_column
+from mercer.app.columns import Column, refined, to_column
 from mercer.app.cores import threads
 from mercer.app.frame import Frame, expected, text_names
 from mercer.app.oof import distinct
@@ -18,7 +18,7 @@ from mercer.app.progress import Watch
 from mercer.app.scores import NAMES, score
 from mercer.app.store import Interval, Model, load
 from mercer.app.tables import read_table, write_table
-from mercer.app.targets import Target
+from mercer.app.targets import Target, codes_of
 from mercer.app.words import count, number, shown
 from mercer.budget import memory
 
@@ -79,13 +79,28 @@ def _unbounded(answer: Answer) -> int:
     return int(np.any(wide, axis=0).sum()) if wide else 0
 
 
+def _of_classes(target: Target, column: Column, chances: np.ndarray, inside: np.ndarray | None) -> list[dict[str, Any]]:
+    codes = codes_of(refined(column), target.classes)
+    rows = np.flatnonzero(codes >= 0)
+    if len(rows) < 2:
+        return []
+    known = Target(target.name, target.task, codes[rows], target.classes, target.form)
+    scores = {name: value for name, value in score(known, chances[rows], "skill").items() if np.isfinite(value)}
+    new = int((codes < 0).sum() - column.missing.sum())
+    entry: dict[str, Any] = {"target": target.name, "rows": len(rows), "scores": scores, "unknown": new}
+    return [entry | ({"held": float(inside[rows, codes[rows]].mean())} if inside is not None else {})]
+
+
 def _scores(
-    model: Model, table: pa.Table, found: list[np.ndarray], bands: list[Interval | None]
+    model: Model, table: pa.Table, found: list[np.ndarray], bands: list[Interval | None], sets: list[np.ndarray | None]
 ) -> list[dict[str, Any]]:
     """Scores of the targets that the new table happens to hold."""
     results = []
-    for target, values, band in zip(model.targets, found, bands, strict=True):
+    for target, values, band, inside in zip(model.targets, found, bands, sets, strict=True):
         column = to_column(target.name, table.column(target.name)) if target.name in table.column_names else None
+        if column is not None and target.task == "classification" and column.kind != "date":
+            results += _of_classes(target, column, values, inside)
+            continue
         if column is None or target.task != "regression" or column.kind != "number":
             continue
         rows = np.flatnonzero(~column.missing)
@@ -117,7 +132,7 @@ def run(folder: Path, path: Path, out: Path, limit: int | None, quiet: bool) -> 
     write_table(written, out)
     return {
         "out": str(out), "rows": frame.rows, "columns": written.column_names, "notes": notes,
-        "scores": _scores(model, table, *answer[:2]), "seconds": round(watch.elapsed(), 2),
+        "scores": _scores(model, table, *answer), "seconds": round(watch.elapsed(), 2),
     }  # fmt: skip
 
 
@@ -125,11 +140,11 @@ def as_text(facts: dict[str, Any]) -> str:
     """The facts as lines."""
     lines = [f"! {note}" for note in facts["notes"]]
     for entry in facts["scores"]:
-        main = "r2"
-        held = f"; 90 % bands held {100 * entry['held']:.1f} %" if "held" in entry else ""
-        lines.append(
-            f"{shown(entry['target'])}: {NAMES[main]} {number(entry['scores'][main])} "
-            f"on {count(entry['rows'], 'known row')}{held}"
-        )
+        numeric = "r2" in entry["scores"]
+        names = ("r2",) if numeric else ("accuracy", "skill", "log_loss")
+        values = ", ".join(f"{NAMES[n]} {number(entry['scores'][n])}" for n in names if n in entry["scores"])
+        held = f"; 90 % {'bands' if numeric else 'sets'} held {100 * entry['held']:.1f} %" if "held" in entry else ""
+        held += f"; {count(entry['unknown'], 'row')} of classes not trained on" if entry.get("unknown") else ""
+        lines.append(f"{shown(entry['target'])}: {values} on {count(entry['rows'], 'known row')}{held}")
     lines.append(f"{count(facts['rows'], 'row')} predicted in {facts['seconds']:.1f} s -> {facts['out']}")
     return "\n".join(lines)

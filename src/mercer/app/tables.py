@@ -14,7 +14,7 @@ import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet
 
-from mercer.app.places import SUFFIXES, check_output, check_table
+from mercer.app.places import SUFFIXES, check_output, check_table, under
 from mercer.app.words import count, listed, shown
 from mercer.errors import DataError
 
@@ -210,6 +210,8 @@ def replaced(path: Path, write: Callable[[Path], None]) -> None:
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise under(error, partial, path) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mercer.app.columns import Column, numbers_in, refined, to_column
+from mercer.app.columns import LARGEST, Column, numbers_in, refined, to_column
 from mercer.app.words import closest, count, listed, shown
 from mercer.errors import DataError
 
@@ -77,6 +77,15 @@ def _task(column: Column, asked: str) -> tuple[str, str]:
     return "regression", ""
 
 
+def codes_of(column: Column, classes: Sequence[str]) -> np.ndarray:
+    """The code of each cell among classes; -1 where it is missing or of none of them."""
+    place = {word: code for code, word in enumerate(classes)}
+    words = _words(column).astype(str)
+    return np.array(
+        [-1 if gone else place.get(w, -1) for w, gone in zip(words, column.missing, strict=True)], dtype=int
+    )
+
+
 def _words(column: Column) -> np.ndarray:
     if column.kind == "text":
         return column.values
@@ -131,13 +140,23 @@ def find_targets(table: pa.Table, names: Sequence[str], task: str) -> tuple[list
     rows = np.flatnonzero(known)
     goals = listed(c.name for c in columns)
     if len(rows) == 0:
+        if any(c.infinite for c in columns):
+            raise DataError(
+                f"target {goals} is missing, infinite or beyond {LARGEST:g} in all {count(table.num_rows, 'row')}; "
+                "expected known values to learn from: give it in a larger unit"
+            )
         raise DataError(
             f"target {goals} is empty in all {count(table.num_rows, 'row')}; expected known values to learn from"
         )
     if len(rows) < FEWEST_ROWS:
         raise DataError(f"{count(len(rows), 'row')} with a known target {goals}; expected at least {FEWEST_ROWS}")
-    notes = []
+    notes = [
+        f"target '{shown(name)}' was given more than once" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
     if len(rows) < table.num_rows:
-        notes.append(f"{count(table.num_rows - len(rows), 'row')} left out: target {goals} missing or infinite there")
+        notes.append(
+            f"{count(table.num_rows - len(rows), 'row')} left out: "
+            f"target {goals} missing, infinite or beyond {LARGEST:g} there"
+        )
     found = [_target(c.take(rows), task) for c in columns]
     return [t for t, _ in found], rows, notes + [s for _, s in found if s]

@@ -38,7 +38,11 @@ def closest(name: str, among: Sequence[str]) -> str:
     """' (did you mean 'x'?)', or nothing where no name is near."""
     lower = {n.lower(): n for n in reversed(among) if len(n) < 200}
     found = difflib.get_close_matches(name.lower()[:200], list(lower), n=1, cutoff=0.6)
-    return f" (did you mean '{shown(lower[found[0]])}'?)" if found else ""
+    if not found:
+        return ""
+    near = lower[found[0]]
+    blanks = " with a blank at its start or end" if near != near.strip() else ""
+    return f" (did you mean '{shown(near) if not blanks else near[:40]}'{blanks}?)"
 
 
 def parse_seconds(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def _checked(kernel: Kernel, x: Any, size: int, delta: float, swaps: int) -> Ten
         raise ShapeError(f"x has shape {tuple(domain.points.shape)}; expected n d")
     if domain.weights is not None:
         raise DataError("x has weights, and thinning counts every row alike; pass the points without weights")
+    if not isinstance(size, Integral):
+        raise TypeError(f"size is {size!r}; expected a whole number of rows")
     if not 1 <= size <= domain.n:
         raise DataError(f"size is {size}; expected between 1 and the {domain.n} rows of x")
     if not 0 < delta < 1 or swaps < 0:

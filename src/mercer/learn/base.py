@@ -81,6 +81,9 @@ class KernelEstimator(BaseEstimator, ABC):
         noise = getattr(self, self._noise_name)
         if noise is not None and not (isinstance(noise, numbers.Real) and 0 < float(noise) < float("inf")):
             raise ValueError(f"{self._noise_name} is {noise}; expected a number > 0, or None to learn it")
+        seconds = self.time_budget
+        if seconds is not None and not (isinstance(seconds, numbers.Real) and float(seconds) > 0):
+            raise ValueError(f"time_budget is {seconds!r}; expected seconds > 0, or None")
         if self.kernel is not None and not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
         if self.kernel is not None and Claim.PSD not in self.kernel.claims:

@@ -60,9 +60,9 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         check_classification_targets(labels)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise DataError(
-                f"y holds one class only ({self.classes_[:1].tolist()[0]!r}); a classifier needs at least two"
-            )
+            only = self.classes_.tolist()[0]
+            only = f"{only:g}" if isinstance(only, float) else repr(only)
+            raise DataError(f"y holds one class only ({only}); a classifier needs at least two")
         one = np.eye(len(self.classes_))[codes]
         clock = Clock.of(self.time_budget)
         x, _, _ = self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mercer.assemble import Request, rule
 from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS, Claim, Claims
+from mercer.errors import StructureError
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
 from mercer.numerics import exp
@@ -138,7 +139,7 @@ class Tiled(Operator):
 
     def tril(self) -> Operator:
         if self.part == "upper":
-            return super().tril()
+            raise StructureError("the causal part of an upper triangle is its diagonal: use A.diagonal()")
         return Tiled(self.kernel, self.x, self.y, NO_CLAIMS, "lower", self.log_scale, self.transposed)
 
     def stabilised(self) -> Operator:
