@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mercer.kernel import Step
 from mercer.machine import library, threads
+from mercer.machine.schedule import SYMMETRIC, indices, rounds, row_count, stretches
 from mercer.numerics import centre
 from mercer.statistic import Statistic
 
@@ -20,8 +21,6 @@ STATISTICS = {Statistic.SQUARED_DISTANCE: 0, Statistic.DISTANCE: 1, Statistic.L1
 NAMES = {torch.float32: "float", torch.float64: "double"}
 PARTS = {None: 0, "lower": 1, "upper": 2}
 SHORT = 2e6  # entries of the matrix, weighed by what each takes, below which threads are not worth their start
-LEAST_ROWS, TASKS = 512, 64  # rows of a task, which packs all columns once; and how many tasks there are at most
-SYMMETRIC, SYMMETRIC_ROWS, MOST_PAIRS = 3000, 5000, 32  # rows from which half the entries do; of half a pair; pairs
 
 
 class OutOfRange(Exception):
@@ -139,14 +138,14 @@ class Run:
         sums = torch.zeros(n, v.shape[-1], dtype=torch.float64)
         job, alive = self._job(n, n, v, None, None, (), (), torch.Size(), stop)
         job.sums = sums.data_ptr()
-        blocks = _blocks(n)
+        blocks = stretches(n)
 
         def task(what: str, rows: tuple[int, int], columns: tuple[int, int]) -> Callable[[], None]:
             call = getattr(core, f"mercer_{what}_{name}")
             return functools.partial(_call, call, job, alive, *rows, None, columns)
 
         threads.run([task("product", b, b) for b in blocks], stop)
-        for pairs in _rounds(len(blocks)):
+        for pairs in rounds(len(blocks)):
             threads.run([task("both", blocks[i], blocks[j]) for i, j in pairs], stop)
         return sums.to(v.dtype)
 
@@ -192,10 +191,10 @@ class Run:
         width = sum(f.x.shape[-1] for f in self.factors) + v.shape[-1] + 8
         entries = float(n) * m * max(math.prod(batch), 1) * width / 16
         inline = entries < SHORT
-        rows = max(n, 1) if inline else _rows(n, math.prod(batch))
+        rows = max(n, 1) if inline else row_count(n, math.prod(batch))
         tasks: list[Callable[[], None]] = []
         shares: list[Tensor] = []
-        for index in _indices(batch):
+        for index in indices(batch):
             job, alive = self._job(n, m, v, out, left, slopes, index, batch, stop)
             for first in range(0, n, rows):
                 share = torch.zeros(len(self.program), 2, dtype=torch.float64)
@@ -266,37 +265,3 @@ def _call(
         raise MemoryError("no memory for the buffers of one thread of a kernel product")
     if outcome == library.OUT_OF_RANGE:
         raise OutOfRange
-
-
-def _rows(n: int, batch: int) -> int:
-    """Rows of one task. They depend on the sizes alone, so that sums over tasks have the same bits on any machine."""
-    rows = max(-(-n * batch // TASKS), LEAST_ROWS)
-    return min(-(-rows // 6) * 6, max(n, 1))
-
-
-def _blocks(n: int) -> list[tuple[int, int]]:
-    """An even number of stretches of rows, by the size alone."""
-    count = min(max(n // SYMMETRIC_ROWS, 1), MOST_PAIRS) * 2
-    size = -(-n // count)
-    return [(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:
-    """All pairs of `count` blocks in rounds of disjoint pairs: one stays, the others go round a circle."""
-    teams = [*range(count), *([-1] if count % 2 else [])]
-    for _ in range(len(teams) - 1):
-        pairs = zip(teams[: len(teams) // 2], reversed(teams[len(teams) // 2 :]), strict=True)
-        yield [(min(i, j), max(i, j)) for i, j in pairs if min(i, j) >= 0]
-        teams = [teams[0], teams[-1], *teams[1:-1]]
-
-
-def _indices(batch: torch.Size) -> Iterator[tuple[int, ...]]:
-    if not batch:
-        yield ()
-        return
-    for flat in range(math.prod(batch)):
-        index = []
-        for size in reversed(batch):
-            flat, place = divmod(flat, size)
-            index.append(place)
-        yield tuple(reversed(index))

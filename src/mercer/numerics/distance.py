@@ -54,7 +54,7 @@ def _expanded(x: Tensor, y: Tensor, kink: bool) -> Tensor:
     largest = float(left.max() + right.max())
     if not math.isfinite(largest):  # squares overflow, or a value is not finite: keep the harm to its own row
         return _direct(x, y)
-    # both norms ride in two more columns of the product, and what follows is in place: memory costs more than arithmetic
+    # both norms ride in two more columns of the product; what follows is in place, as memory costs more than arithmetic
     one = x.new_ones(()).expand
     x_long = torch.cat([-2 * x, left, one(*x.shape[:-1], 1)], -1)
     y_long = torch.cat([y, one(*y.shape[:-1], 1), right.mT], -1)

@@ -13,7 +13,8 @@ from mercer.claims import NO_CLAIMS
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel, Step
 from mercer.machine import core
-from mercer.machine.job import SYMMETRIC, Factor, OutOfRange, Run, known, prepare
+from mercer.machine.job import Factor, OutOfRange, Run, known, prepare
+from mercer.machine.schedule import SYMMETRIC
 from mercer.numerics import centre
 from mercer.operator import Cost, Operator
 from mercer.operators.speed import core_seconds
