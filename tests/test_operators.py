@@ -19,7 +19,7 @@ from mercer.domain import Grid, Line, Points
 from mercer.errors import DataError, MemoryBudgetError, ShapeError, StructureError
 from mercer.kernels import ExpDot, Gaussian, Linear, Matern, Riesz
 from mercer.machine import core
-from mercer.operators import Dense, Diagonal, Fused, Shifted, Tiled
+from mercer.operators import Dense, Diagonal, Fused, Pivots, Shifted, Tiled
 from tests.catalogue import CANNOT, OPERATORS
 
 case_of = pytest.mark.parametrize("case", OPERATORS, ids=lambda c: c.name)
@@ -391,3 +391,42 @@ def test_points_that_are_not_finite_are_named():
     x[4, 2] = math.nan
     with pytest.raises(DataError, match="y is nan at row 4, column 2"):
         Gaussian()(vectors(5, 3), x)
+
+
+def pivots_for(kernel, x, tolerance):
+    """The approximation among the candidates, cheapest or not."""
+    rows = candidates(request_for(kernel, x, None, 1, 2, tolerance))
+    return next((row.operator for row in rows if isinstance(row.operator, Pivots)), None)
+
+
+def test_approximations_compete_only_under_a_tolerance_and_keep_it(capsys):
+    """The measured error bounds every entry; kernels without quick decay get an exact operator; gradients are right."""
+    x = vectors(600, 2)
+    smooth, rough = Gaussian(1.5), Matern(0.5, 0.05)
+    assert not isinstance(assemble(smooth, x, products=20), Pivots)
+    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
+        points = x.to(dtype)
+        found = pivots_for(smooth, points, tolerance)
+        assert isinstance(found, Pivots) and 0 < found.error <= tolerance and len(found.pivots) < 300
+        wrong = (found.dense().double() - smooth.block(x, x)).abs().max()
+        assert float(wrong.detach()) <= found.error + 600 * torch.finfo(dtype).eps
+    assert pivots_for(rough, x, 1e-6) is None and pivots_for(smooth, x, None) is None
+    explain(smooth, x, products=20, tolerance=1e-8)
+    text = capsys.readouterr().out
+    assert "Pivots" in text and "times as long" in text and "tolerance 1e-08" in text
+    for bad in (0.0, 2.0, -1.0):
+        with pytest.raises(ValueError, match="tolerance is"):
+            assemble(smooth, x, tolerance=bad)
+
+
+def test_pivots_carry_gradients_and_follow_the_parameters():
+    x, v = vectors(300, 2), vectors(300, 1, seed=3)
+    kernel = Gaussian(1.5)
+    found = pivots_for(kernel, x, 1e-7)
+    assert isinstance(found, Pivots)
+    (slope,) = torch.autograd.grad((found @ v).square().sum(), list(kernel.parameters()))
+    (exact,) = torch.autograd.grad((kernel.block(x, x) @ v).square().sum(), list(kernel.parameters()))
+    torch.testing.assert_close(slope, exact, rtol=1e-5, atol=0)
+    kernel.lengthscale = 1.6
+    with torch.no_grad():
+        torch.testing.assert_close(found @ v, kernel.block(x, x) @ v, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from mercer.budget import memory_budget, mib
 from mercer.domain import Domain, as_domain, finite
 from mercer.errors import MemoryBudgetError, ShapeError
@@ -15,13 +17,17 @@ from mercer.operator import Diagonal, Operator
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: k on x and y, applied `products` times to `rhs` columns within `memory` bytes."""
+    """What is asked for: k on x and y, applied `products` times to `rhs` columns within `memory` bytes.
+
+    tolerance: the error of an entry, relative to the largest of the diagonal, that is allowed; None: exact only.
+    """
 
     kernel: Any
     x: Domain
     y: Domain
     rhs: int = 1
     products: int = 1
+    tolerance: float | None = None
     memory: int = field(default_factory=memory_budget)
 
     @property
@@ -32,6 +38,7 @@ class Request:
 
 Rule = Callable[[Request], Operator | None]
 _RULES: list[Rule] = []
+ROUNDING = 4  # eps that a value is wrong by at most, at its statistic
 
 
 def rule(propose: Rule) -> Rule:
@@ -49,7 +56,7 @@ class Candidate:
     memory: float
     seconds: float
     fits: bool
-    error: float = 0.0  # every operator assembled without a tolerance is exact up to rounding
+    error: float  # of an entry, relative to the largest: measured where it is an approximation, else rounding
 
     @property
     def name(self) -> str:
@@ -73,23 +80,31 @@ def candidates(request: Request) -> list[Candidate]:
         if operator is not None:
             cost = operator.cost(request.rhs)
             flops, seconds = cost.flops(request.products), cost.seconds(request.products)
-            found.append(Candidate(operator, flops, cost.memory, seconds, cost.memory <= request.memory))
+            error = getattr(operator, "error", ROUNDING * torch.finfo(request.x.points.dtype).eps)
+            found.append(Candidate(operator, flops, cost.memory, seconds, cost.memory <= request.memory, error))
     return sorted(found, key=lambda c: (not c.fits, c.seconds, c.memory))
 
 
-def _request(kernel: Any, x: Any, y: Any, rhs: int, products: int) -> Request:
+def _request(kernel: Any, x: Any, y: Any, rhs: int, products: int, tolerance: float | None = None) -> Request:
     left = as_domain(x)
-    return Request(kernel, left, left if y is None or y is x else as_domain(y), rhs, products)
+    right = left if y is None or y is x else as_domain(y)
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1, or None for exact products")
+    return Request(kernel, left, right, rhs, products, tolerance)
 
 
-def assemble(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int = 1) -> Operator:
+def assemble(
+    kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int = 1, tolerance: float | None = None
+) -> Operator:
     """The cheapest exact operator for k on x and y under the memory budget. Computes nothing yet.
 
     x: `... n d`, y: `... m d` (default: x), tensors or Domains. products: how often it will be applied (a solver
     that applies it a hundred times may be better off with the matrix). Weights of y multiply from the right:
-    (K f)(x) = sum_j k(x, y_j) weight_j f_j. Raises MemoryBudgetError when nothing fits.
+    (K f)(x) = sum_j k(x, y_j) weight_j f_j. tolerance: approximations compete too, if no entry is wrong by more than
+    this times the largest of the diagonal; their `error` is measured, so they are made now.
+    Raises MemoryBudgetError when nothing fits.
     """
-    request = _request(kernel, x, y, rhs, products)
+    request = _request(kernel, x, y, rhs, products, tolerance)
     best = candidates(request)[0]
     if not best.fits:
         raise MemoryBudgetError(
@@ -100,14 +115,22 @@ def assemble(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int 
     return best.operator if weights is None else best.operator @ Diagonal(weights)
 
 
-def explain(kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int = 1) -> None:
-    """Print the candidates for k(x, y), chosen one first: flops, peak working memory, predicted seconds, error."""
-    request = _request(kernel, x, y, rhs, products)
-    print(f"{kernel!r} on {request.x.n:,} x {request.y.n:,} points, d = {request.x.d}")
-    print(f"right-hand sides {rhs}, products {products}, memory budget {request.memory / 2**20:,.0f} MiB")
-    print(f"{'':2}{'operator':<12}{'flops':>10}{'MiB':>10}{'seconds':>10}{'error':>8}")
-    for place, row in enumerate(candidates(request)):
+def explain(
+    kernel: Any, x: Any, y: Any = None, *, rhs: int = 1, products: int = 1, tolerance: float | None = None
+) -> None:
+    """Print the candidates for k(x, y), the chosen one first, and why the others lost.
+
+    Flops, peak working memory, predicted seconds (from this machine's rates) and the error of an entry.
+    """
+    request = _request(kernel, x, y, rhs, products, tolerance)
+    rows = candidates(request)
+    print(f"{kernel!r} on {request.x.n:,} x {request.y.n:,} points, d = {request.x.d}, {request.x.points.dtype}")
+    allowed = "exact" if tolerance is None else f"tolerance {tolerance:g}"
+    print(f"right-hand sides {rhs}, products {products}, {allowed}, memory budget {mib(request.memory)}")
+    print(f"{'':2}{'operator':<14}{'flops':>9}{'memory':>12}{'seconds':>10}{'error':>8}")
+    for place, row in enumerate(rows):
         mark = "->" if place == 0 and row.fits else "  "
-        note = "" if row.fits else "  over the memory budget"
-        numbers = f"{row.flops:>10.1e}{row.memory / 2**20:>10.1f}{row.seconds:>10.2g}{row.error:>8.0e}"
-        print(f"{mark}{row.name:<12}{numbers}{note}")
+        note = f"  {row.seconds / rows[0].seconds:.3g} times as long" if place else ""
+        note = note if row.fits else "  over the memory budget"
+        numbers = f"{row.flops:>9.1e}{mib(row.memory):>12}{row.seconds:>10.2g}{row.error:>8.0e}"
+        print(f"{mark}{row.name:<14}{numbers}{note}")

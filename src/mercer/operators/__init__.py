@@ -9,6 +9,7 @@ from mercer.operators.dense import Dense
 from mercer.operators.fused import Fused
 from mercer.operators.kronecker import Kronecker
 from mercer.operators.lowrank import LowRank
+from mercer.operators.pivots import Pivots
 from mercer.operators.positive import PositiveLowRank
 from mercer.operators.shifted import Shifted
 from mercer.operators.solvable import Solvable
@@ -30,6 +31,7 @@ __all__ = [
     "LowRank",
     "Normalised",
     "Operator",
+    "Pivots",
     "PositiveLowRank",
     "Scaled",
     "Selected",
