@@ -299,6 +299,10 @@ for dtype in (torch.float32, torch.float64):
             v = torch.randn(m, r, dtype=dtype).requires_grad_()
             (Fused(Tiled(kernel, x, y)) @ v).square().sum().backward()
             (Fused(Tiled(kernel, x, y)).tril() @ v).square().sum().backward()
+            with torch.no_grad():
+                Fused(Tiled(kernel, x, y)).normal(v)
+                Fused(Tiled(kernel, x, y)).dense()
+                Fused(Tiled(kernel, x, x)) @ torch.ones(n, r, dtype=dtype)
         (Fused(Tiled(ExpDot(), x, y)).normalised() @ v).square().sum().backward()
 print("clean")
 """
@@ -414,3 +418,27 @@ def test_every_pair_of_blocks_meets_once_and_never_twice_in_a_round(count):
     for pairs in met_in:
         busy = [block for pair in pairs for block in pair]
         assert len(busy) == len(set(busy))
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n, m, r", [(1, 1, 1), (2000, 300, 1), (1501, 777, 3), (13, 900, 2)])
+def test_normal_equations_form_each_entry_once(name, n, m, r, monkeypatch):
+    """K^T (weights * (K v)) against the dense matrix, with and without weights, in both precisions."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    for kernel in (Gaussian(1.5), Laplace(2.0), 0.5 * Matern(1.5) + Linear() * Gaussian().on([0, 1, 2, 3, 4, 5])):
+        x, y, v, w = (torch.from_numpy(draw(*s, seed=i)) for i, s in enumerate(((n, 6), (m, 6), (m, r), (n, r))))
+        with torch.no_grad():
+            k = kernel.block(x, y)
+            for weights in (None, w.square()):
+                wanted = k.mT @ (k @ v * (1 if weights is None else weights))
+                found = Fused(Tiled(kernel, x, y)).normal(v, weights)
+                torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10 * float(wanted.abs().max()))
+                small = None if weights is None else weights.float()
+                found = Fused(Tiled(kernel, x.float(), y.float())).normal(v.float(), small).double()
+                assert float((found - wanted).norm() / wanted.norm()) < 2e-5
+    x = torch.from_numpy(draw(8, 2)).requires_grad_()
+    kernel, v = Gaussian(), torch.from_numpy(draw(8, 1, seed=1))
+    (slope,) = torch.autograd.grad(Fused(Tiled(kernel, x, x)).normal(v).sum(), x)
+    (true,) = torch.autograd.grad((kernel.block(x, x).mT @ (kernel.block(x, x) @ v)).sum(), x)
+    torch.testing.assert_close(slope, true)

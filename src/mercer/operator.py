@@ -57,6 +57,11 @@ class Operator(ABC):
     def matmul(self, v: Tensor) -> Tensor:
         """v: ... m c -> ... n c. Differentiable."""
 
+    def normal(self, v: Tensor, weights: Tensor | None = None) -> Tensor:
+        """A^T (weights * (A v)), the product of normal equations: v `... m c`, weights `... n c` or None for one."""
+        seen = self.matmul(v)
+        return self.mT.matmul(seen if weights is None else weights * seen)
+
     @property
     @abstractmethod
     def mT(self) -> Operator:

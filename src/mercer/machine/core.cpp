@@ -383,7 +383,9 @@ struct Job {
   int64_t v_stride;
   void* out;  // n r
   int64_t out_stride;
-  double* sums;  // n r: with it results are added here and not written to out
+  double* sums;  // n r (m r for `normal`): results are added here and not written to out
+  const void* weights;  // n r: factors of K v in K^T (weights * K v), or null
+  int64_t weights_stride;
   const void *row_bias, *column_bias;  // n and m, added to the statistic of a dot product, or null
   const void* left;                    // n r: with it the gradient of sum_ij (left_i . v_j) k_ij is wanted
   int64_t left_stride;
@@ -578,6 +580,10 @@ template <class T> struct Work {
   T *xs[FACTORS], *xb[FACTORS], *ys[FACTORS], *yb[FACTORS], *stat[FACTORS], *value[STEPS], *adjoint[STEPS], *vp, *lp, *cp;
   double *acc, *dacc[FACTORS], *mass[FACTORS];
   double x_norm[FACTORS], y_norm[FACTORS];
+  int64_t panels = 1;  // how many panels of columns are packed at once
+  bool keeps = false;  // whether one strip of all of them is kept
+  T *all_ys[FACTORS], *all_yb[FACTORS], *all_v, *kept;
+  double* norms;
   int left_of[STEPS], right_of[STEPS];
 
   Work(const Job& j, bool gradients) : job(j), program(j), tape(gradients) {
@@ -608,7 +614,8 @@ template <class T> struct Work {
       };
       for (int f = 0; f < job.factor_count; ++f) {
         const int64_t d = job.factors[f].d;
-        get(xs[f], rows * d + 1), get(xb[f], rows), get(ys[f], P * d + 1), get(yb[f], P), get(stat[f], STRIP * P);
+        get(xs[f], rows * d + 1), get(xb[f], rows), get(stat[f], STRIP * P);
+        get(all_ys[f], panels * P * d + 1), get(all_yb[f], panels * P);
         if (tape) get(dacc[f], rows * d + 1), get(mass[f], rows);
       }
       for (int s = 0; s < job.step_count; ++s)
@@ -616,11 +623,21 @@ template <class T> struct Work {
           get(value[s], STRIP * P);
           if (tape) get(adjoint[s], STRIP * P);
         }
-      get(vp, int64_t(job.r) * P + 1), get(acc, rows * (job.r < 2 ? 2 : job.r));
-      get(lp, rows * job.r), get(cp, int64_t(job.r) * P + 1);
+      get(all_v, panels * job.r * P + 1), get(acc, rows * (job.r < 2 ? 2 : job.r));
+      get(lp, rows * job.r), get(cp, panels * job.r * P + 1), get(norms, panels * FACTORS);
+      get(kept, keeps ? panels * STRIP * P : 1);
       if (!pass && !arena.open()) return false;
     }
+    choose(0);
     return true;
+  }
+  void choose(int64_t panel) {  // which of the packed panels is worked on
+    for (int f = 0; f < job.factor_count; ++f) {
+      ys[f] = all_ys[f] + panel * P * job.factors[f].d;
+      yb[f] = all_yb[f] + panel * P;
+      y_norm[f] = norms[panel * FACTORS + f];
+    }
+    vp = all_v + panel * job.r * P;
   }
   template <class P1> struct std_remove;
   template <class E> struct std_remove<E*&> { typedef E type; };
@@ -637,6 +654,7 @@ template <class T> struct Work {
   bool take_columns(int64_t begin, int64_t count) {
     for (int f = 0; f < job.factor_count; ++f) {
       y_norm[f] = pack<T>(program, f, false, begin, count, P, P, ys[f], yb[f]);
+      norms[(ys[f] - all_ys[f]) / (P * int64_t(job.factors[f].d ? job.factors[f].d : 1)) * FACTORS + f] = y_norm[f];
       if (!fits(f, y_norm[f])) return false;
     }
     const T* v = static_cast<const T*>(job.v) + begin * job.v_stride;
@@ -693,10 +711,14 @@ template <class T> struct Work {
   }
   void multiply_both(int64_t strip) {
     const int r = job.r;
-    const T *values = evaluate(strip), *left = lp + strip * r;
+    const T* values = evaluate(strip);
     multiply<T>(values, vp, P, acc + strip * r, r);
+    add_below(values, lp + strip * r, cp);
+  }
+  void add_below(const T* values, const T* left, T* to) {  // to[c P + p] += sum_i values[i P + p] left[i r + c]
+    const int r = job.r;
     for (int c = 0; c < r; ++c) {
-      T* sums = cp + int64_t(c) * P;
+      T* sums = to + int64_t(c) * P;
       for (int p = 0; p < P; p += LANES<T>) {
         Vec<T> below = load(sums + p);
         UNROLL for (int i = 0; i < STRIP; ++i) below += load(values + i * P + p) * left[i * r + c];
@@ -824,6 +846,50 @@ template <class T> int both_sides(const Job& job) {
       }
     }
     for (int64_t i = 0; i < high * r; ++i) job.sums[begin * r + i] += work.acc[i];
+  }
+  return DONE;
+}
+
+// ---- K^T (weights * (K v)): each entry of K is formed once; sums: m r, of this call alone ----
+
+template <class T> int normal(const Job& job) {
+  Work<T> work(job, false);
+  const int r = job.r, P = work.P;
+  work.panels = P ? (job.m + P - 1) / P : 0;
+  work.keeps = true;
+  if (!work.open()) return NO_MEMORY;
+  for (int64_t panel = 0; panel < work.panels; ++panel) {
+    work.choose(panel);
+    if (!work.take_columns(panel * P, job.m - panel * P < P ? job.m - panel * P : P)) return OUT_OF_RANGE;
+  }
+  const T* weights = static_cast<const T*>(job.weights);
+  T* sums = work.cp;  // panels r P
+  for (int64_t begin = job.first; begin < job.last; begin += work.rows) {
+    const int64_t high = job.last - begin < work.rows ? job.last - begin : work.rows;
+    if (!work.take_rows(begin, high)) return OUT_OF_RANGE;
+    memset(work.acc, 0, sizeof(double) * size_t(work.rows) * size_t(r));
+    for (int64_t strip = 0; strip < high; strip += STRIP) {
+      if (job.stop && *job.stop) return STOPPED;
+      if (strip % (64 * STRIP) == 0) memset(sums, 0, sizeof(T) * size_t(work.panels) * size_t(r) * size_t(P));
+      for (int64_t panel = 0; panel < work.panels; ++panel) {
+        work.choose(panel);
+        T* values = work.evaluate(strip);
+        multiply<T>(values, work.vp, P, work.acc + strip * r, r);
+        memcpy(work.kept + panel * STRIP * P, values, sizeof(T) * STRIP * size_t(P));
+      }
+      T* left = work.lp + strip * r;
+      for (int i = 0; i < STRIP; ++i)
+        for (int c = 0; c < r; ++c) {
+          const double factor = weights && strip + i < high ? weights[(begin + strip + i) * job.weights_stride + c] : 1;
+          left[i * r + c] = strip + i < high ? T(factor * work.acc[(strip + i) * r + c]) : T(0);
+        }
+      for (int64_t panel = 0; panel < work.panels; ++panel)
+        work.add_below(work.kept + panel * STRIP * P, left, sums + panel * r * P);
+      if ((strip + STRIP) % (64 * STRIP) == 0 || strip + STRIP >= high)
+        for (int64_t column = 0; column < job.m; ++column)
+          for (int c = 0; c < r; ++c)
+            job.sums[column * r + c] += double(sums[(column / P * r + c) * P + column % P]);
+    }
   }
   return DONE;
 }
@@ -1122,11 +1188,13 @@ template <class T> double peak_exp2(int64_t rounds) {
 API double mercer_peak_fma_float(int64_t rounds) { return peak_fma<float>(rounds); }
 API double mercer_peak_exp2_float(int64_t rounds) { return peak_exp2<float>(rounds); }
 API int32_t mercer_vector_bytes() { return BYTES; }
-API int32_t mercer_version() { return 2; }
+API int32_t mercer_version() { return 3; }
 API int32_t mercer_product_float(const Job* job) { return product<float>(*job); }
 API int32_t mercer_product_double(const Job* job) { return product<double>(*job); }
 API int32_t mercer_both_float(const Job* job) { return both_sides<float>(*job); }
 API int32_t mercer_both_double(const Job* job) { return both_sides<double>(*job); }
+API int32_t mercer_normal_float(const Job* job) { return normal<float>(*job); }
+API int32_t mercer_normal_double(const Job* job) { return normal<double>(*job); }
 API int32_t mercer_block_float(const Job* job) { return block<float>(*job); }
 API int32_t mercer_block_double(const Job* job) { return block<double>(*job); }
 API int32_t mercer_gradient_float(const Job* job) { return gradient<float>(*job); }

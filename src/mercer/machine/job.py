@@ -20,6 +20,8 @@ from mercer.statistic import Statistic
 STATISTICS = {Statistic.SQUARED_DISTANCE: 0, Statistic.DISTANCE: 1, Statistic.L1_DISTANCE: 2, Statistic.DOT: 3}
 NAMES = {torch.float32: "float", torch.float64: "double"}
 PARTS = {None: 0, "lower": 1, "upper": 2}
+STRIP = 6  # rows that the core takes at once
+PACKED = 2**23  # bytes of packed columns and one strip of values that `normal` may hold for each thread
 SHORT = 2e6  # entries of the matrix, weighed by what each takes, below which threads are not worth their start
 
 
@@ -148,6 +150,28 @@ class Run:
         for pairs in rounds(len(blocks)):
             threads.run([task("both", blocks[i], blocks[j]) for i, j in pairs], stop)
         return sums.to(v.dtype)
+
+    def normal(self, v: Tensor, n: int, weights: Tensor | None) -> Tensor:
+        """K^T (weights * (K v)): v m r, weights n r; every entry of K is formed once. Only without a batch."""
+        core, stop, m, r = library.core(), threads.Stop(), v.shape[-2], v.shape[-1]
+        width = sum(f.x.shape[-1] for f in self.factors) + STRIP + 2 * r
+        if core is None or self._batch(v) or self.part is not None or m * width * v.element_size() > PACKED:
+            raise OutOfRange
+        job, alive = self._job(n, m, v, None, None, (), (), torch.Size(), stop)
+        if weights is not None:
+            weights = weights if weights.stride(-1) == 1 else weights.contiguous()
+            job.weights, job.weights_stride = weights.data_ptr(), weights.stride(0)
+        call = getattr(core, f"mercer_normal_{NAMES[v.dtype]}")
+        parts = stretches(n)
+        sums = torch.zeros(len(parts), m, r, dtype=torch.float64)
+
+        def task(place: int) -> None:
+            own = library.Job.from_buffer_copy(job)
+            own.sums = sums[place].data_ptr()
+            _call(call, own, alive, *parts[place], None, (0, m))
+
+        threads.run([functools.partial(task, place) for place in range(len(parts))], stop)
+        return sums.sum(0).to(v.dtype)
 
     def block(self, n: int, m: int, like: Tensor) -> Tensor:
         """The matrix itself, `... n m`."""

@@ -13,7 +13,7 @@ import torch
 
 log = logging.getLogger("mercer")
 
-VERSION = 2
+VERSION = 3
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 WIDTHS = {"AVX512": "avx512", "AVX2": "avx2"}  # what torch calls the processor's vectors; others run the portable core
 FACTORS, STEPS, DEPTH = 8, 32, 8  # the core's limits
@@ -52,7 +52,7 @@ class Job(ctypes.Structure):
         ("n", ctypes.c_int64), ("m", ctypes.c_int64), ("first", ctypes.c_int64), ("last", ctypes.c_int64),
         ("begin", ctypes.c_int64), ("end", ctypes.c_int64),
         ("v", ctypes.c_void_p), ("v_stride", ctypes.c_int64), ("out", ctypes.c_void_p), ("out_stride", ctypes.c_int64),
-        ("sums", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("weights_stride", ctypes.c_int64),
         ("row_bias", ctypes.c_void_p), ("column_bias", ctypes.c_void_p),
         ("left", ctypes.c_void_p), ("left_stride", ctypes.c_int64), ("shares", ctypes.c_void_p),
         ("stop", ctypes.c_void_p), ("r", ctypes.c_int32), ("part", ctypes.c_int32),

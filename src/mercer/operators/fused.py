@@ -58,6 +58,16 @@ class Fused(Operator):
         rows, cols = (None, bias) if tiled.transposed else (bias, None)
         return program, factors, parameters, Run(program, factors, parameters, tiled.part, rows, cols)
 
+    def normal(self, v: Tensor, weights: Tensor | None = None) -> Tensor:
+        tensors = (self.tiled.x, self.tiled.y, v, *self.tiled.kernel.parameters())
+        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if tracked or self.tiled.log_scale is not None or v.ndim != 2:
+            return super().normal(v, weights)
+        try:
+            return self.runs()[3].normal(v, self.shape[-2], weights)
+        except OutOfRange:
+            return super().normal(v, weights)
+
     @property
     def mT(self) -> Operator:
         return Fused(self.tiled.mT)
