@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-LEAST_ROWS, TASKS = 512, 64  # rows of a task, which packs all columns once; and how many tasks there are at most
+LEAST_ROWS, TASKS = 1248, 64  # rows of a task, which packs all columns once; and how many tasks there are at most
 SYMMETRIC, SYMMETRIC_ROWS, MOST_PAIRS = 3000, 5000, 32  # rows from which half the entries do; of half a pair; pairs
 
 
