@@ -258,13 +258,15 @@ def test_log_sums_do_not_overflow():
     torch.testing.assert_close(found.tiled.log_scale[:, 0], torch.logsumexp(x @ y.mT, -1), rtol=1e-13, atol=0)
 
 
-def test_without_a_core_tiles_do_the_work(monkeypatch):
+def test_without_a_core_tiles_do_the_work(monkeypatch, caplog):
     x, v = torch.from_numpy(draw(20, 3)), torch.from_numpy(draw(20, 1, seed=1))
     wanted = Gaussian().block(x, x) @ v
     monkeypatch.setenv("MERCER_CORE", "off")
     assert core() is None and isinstance(Gaussian()(x), Tiled)
     torch.testing.assert_close(Gaussian()(x) @ v, wanted)
-    monkeypatch.setenv("MERCER_CORE", "of_no_such_processor")
+    monkeypatch.setenv("MERCER_CORE", "avx")
+    library.load.cache_clear()
+    assert core() is None and "MERCER_CORE is 'avx': expected one of avx512, avx2, portable, off" in caplog.text
     assert core() is None and isinstance(Gaussian()(x), Tiled)
 
 
@@ -442,3 +444,33 @@ def test_normal_equations_form_each_entry_once(name, n, m, r, monkeypatch):
     (slope,) = torch.autograd.grad(Fused(Tiled(kernel, x, x)).normal(v).sum(), x)
     (true,) = torch.autograd.grad((kernel.block(x, x).mT @ (kernel.block(x, x) @ v)).sum(), x)
     torch.testing.assert_close(slope, true)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_inside_a_task_does_not_wait_for_the_pool(threads):
+    """A warp that itself makes large kernel products, inside the tiles of another: it ends, and is right."""
+    script = f"""
+import torch
+from mercer.kernels import Gaussian, Matern
+from mercer.operators import Tiled
+torch.set_num_threads({threads})
+memory = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+class Attends(torch.nn.Module):
+    def forward(self, x):
+        return Tiled(Gaussian(), x, memory.repeat(60, 1)).normalised() @ memory.repeat(60, 1)
+x = torch.randn(3000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+kernel = Matern(1.5).warp(Attends())
+with torch.no_grad():
+    found = Tiled(kernel, x, x[:900]) @ torch.ones(900, 1, dtype=torch.float64)
+    print(float((found - kernel.block(x, x[:900]).sum(1, keepdim=True)).abs().max()) < 1e-9)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_limits_match_the_source():
+    source = (ROOT / "src/mercer/machine/core.cpp").read_text()
+    names = {"DEPTH": library.DEPTH, "FACTORS": library.FACTORS, "STEPS": library.STEPS}
+    assert all(f"{name} = {value}" in source for name, value in names.items())
+    listed = source.split("enum Op : int32_t {", 1)[1].split("}", 1)[0].replace("\n", " ")
+    assert [name.strip().lower().replace("_", "") for name in listed.split(",")] == list(library.OPS)

@@ -46,12 +46,10 @@ template <class T> struct Types;
 template <> struct Types<float> {
   typedef float V __attribute__((vector_size(BYTES)));
   typedef int32_t I __attribute__((vector_size(BYTES)));
-  typedef float U __attribute__((vector_size(BYTES), aligned(4)));
 };
 template <> struct Types<double> {
   typedef double V __attribute__((vector_size(BYTES)));
   typedef int64_t I __attribute__((vector_size(BYTES)));
-  typedef double U __attribute__((vector_size(BYTES), aligned(8)));
 };
 template <class T> using Vec = typename Types<T>::V;
 template <class T> using Int = typename Types<T>::I;
@@ -148,13 +146,7 @@ constexpr double ATANH_FLOAT[] = {0.999999999314782428, 0.333334077407551237, 0.
 constexpr double ATANH_DOUBLE[] = {1.0, 0.333333333333333292, 0.200000000000037554, 0.142857142844070365,
                                    0.111111113388329043, 0.0909088684009059562, 0.076935817138699277,
                                    0.0662435351603384489, 0.0663130579096023163};
-constexpr double ATAN_FLOAT[] = {0.999999999371228156, -0.333333068930485128, 0.199981830410832056,
-                                 -0.142395326696489746, 0.105698288064144481, -0.060263052276584591};
-constexpr double ATAN_DOUBLE[] = {1.0, -0.333333333333333242, 0.199999999999970139, -0.142857142853297082,
-                                  0.111111110853221088, -0.0909090805903119103, 0.0769228109993774325,
-                                  -0.0666620525997652619, 0.0587683400461416066, -0.05217312574061591,
-                                  0.0449950072898403201, -0.0333878245012119515, 0.0151137650966009247};
-constexpr double PI = 3.14159265358979323846, LOG2_E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
+constexpr double LOG2_E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 
 template <class T> struct Layout;
 template <> struct Layout<float> {
@@ -215,26 +207,11 @@ template <class T> INLINE Vec<T> log2_1p(Vec<T> z) {
   return __builtin_convertvector(power, Vec<T>) + T(LOG2_E) * (T(2) * t * p + lost);
 }
 
-// atan2(a, b) for a, b >= 0, not both 0
-template <class T> INLINE Vec<T> angle(Vec<T> a, Vec<T> b) {
-  const Int<T> steep = a > b;
-  const Vec<T> t = (steep ? b : a) / (steep ? a : b);
-  const Int<T> wide = t > T(0.41421356237309504880);
-  const Vec<T> r = wide ? (t - T(1)) / (t + T(1)) : t, q = r * r;
-  Vec<T> p;
-  if constexpr (sizeof(T) == 4)
-    p = r * horner<T>(q, ATAN_FLOAT);
-  else
-    p = r * horner<T>(q, ATAN_DOUBLE);
-  p = wide ? p + T(PI / 4) : p;
-  return steep ? T(PI / 2) - p : p;
-}
-
 // ---- profiles: the kernel's value, and its derivative ----
 // A distance arrives as h = -gain s, a dot product as h = gain s: the factor spares the profile a multiplication, the
 // sign a negation. Slopes are with respect to h. ON: the statistics that the profile may be taken of.
 
-enum Op : int32_t { EXPONENTIAL, MATERN_12, MATERN_32, MATERN_52, POWER, POLYNOMIAL, WENDLAND, ARC_0, ARC_1, ROOT, IDENTITY,
+enum Op : int32_t { EXPONENTIAL, MATERN_12, MATERN_32, MATERN_52, POWER, POLYNOMIAL, WENDLAND, ROOT, IDENTITY,
                     CONSTANT, SCALE, ADD, MULTIPLY };
 enum Statistic : int32_t { SQUARED, DISTANCE, ABSOLUTE, DOT };  // DISTANCE: squared, for profiles with a kink at zero
 
@@ -309,26 +286,6 @@ template <class T> struct Wendland {  // t^e (p1 + p2 r + p3 r^2), t = (1 - r)_+
     return kink ? (h < T(0) ? found / r : Vec<T>{}) : found;
   }
 };
-template <class T, int ORDER> struct Arc {  // s: squared distance of two unit vectors, t the angle between them
-  static constexpr int ON = ON_SQUARED;
-  explicit Arc(const double*) {}
-  static double gain(const double*) { return 1; }
-  static INLINE Vec<T> turn(Vec<T> h) {
-    const Vec<T> s = smaller(-h, all<T>(T(4)));
-    return T(2) * angle<T>(root(s), root(T(4) - s));
-  }
-  INLINE Vec<T> value(Vec<T> h) const {
-    const Vec<T> t = turn(h);
-    if (ORDER == 0) return T(1) - t * T(1 / PI);
-    const Vec<T> sine = T(0.5) * root(larger(-h * (T(4) + h), Vec<T>{}));
-    return (sine + (T(PI) - t) * (T(1) + T(0.5) * h)) * T(1 / PI);
-  }
-  INLINE Vec<T> slope(Vec<T> h, Vec<T>) const {
-    if (ORDER == 1) return T(0.5) - turn(h) * T(0.5 / PI);
-    const Vec<T> product = -h * (T(4) + h);
-    return product > T(0) ? T(1 / PI) / root(larger(product, Vec<T>{})) : Vec<T>{};
-  }
-};
 template <class T> struct Root {  // -sqrt(s), the kernel of the energy distance
   static constexpr int ON = ON_SQUARED;
   explicit Root(const double*) {}
@@ -353,8 +310,6 @@ template <class T, class F> INLINE auto with_profile(int32_t op, const double* p
     case POWER: return f(Power<T>(p));
     case POLYNOMIAL: return f(Polynomial<T>(p));
     case WENDLAND: return f(Wendland<T>(p));
-    case ARC_0: return f(Arc<T, 0>(p));
-    case ARC_1: return f(Arc<T, 1>(p));
     case ROOT: return f(Root<T>(p));
     default: return f(Identity<T>(p));
   }
@@ -1188,7 +1143,7 @@ template <class T> double peak_exp2(int64_t rounds) {
 API double mercer_peak_fma_float(int64_t rounds) { return peak_fma<float>(rounds); }
 API double mercer_peak_exp2_float(int64_t rounds) { return peak_exp2<float>(rounds); }
 API int32_t mercer_vector_bytes() { return BYTES; }
-API int32_t mercer_version() { return 3; }
+API int32_t mercer_version() { return 4; }
 API int32_t mercer_product_float(const Job* job) { return product<float>(*job); }
 API int32_t mercer_product_double(const Job* job) { return product<double>(*job); }
 API int32_t mercer_both_float(const Job* job) { return both_sides<float>(*job); }

@@ -13,13 +13,14 @@ import torch
 
 log = logging.getLogger("mercer")
 
-VERSION = 3
+VERSION = 4
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 WIDTHS = {"AVX512": "avx512", "AVX2": "avx2"}  # what torch calls the processor's vectors; others run the portable core
+NAMES = (*WIDTHS.values(), "portable")
 FACTORS, STEPS, DEPTH = 8, 32, 8  # the core's limits
 DONE, NO_MEMORY, STOPPED, OUT_OF_RANGE = range(4)
 OPS = (
-    "exponential", "matern12", "matern32", "matern52", "power", "polynomial", "wendland", "arc0", "arc1", "root",
+    "exponential", "matern12", "matern32", "matern52", "power", "polynomial", "wendland", "root",
     "identity", "constant", "scale", "add", "multiply",
 )  # fmt: skip
 PARAMETERS = 6
@@ -68,6 +69,9 @@ def wanted() -> str:
 def load(name: str) -> ctypes.CDLL | None:
     """The core of that name, or None (said once in the log) where it was not built or does not load."""
     if name == "off":
+        return None
+    if name not in NAMES:
+        log.warning("MERCER_CORE is %r: expected one of %s; torch tiles run instead", name, ", ".join((*NAMES, "off")))
         return None
     path = Path(__file__).with_name(f"core_{name}{SUFFIX}")
     try:

@@ -6,6 +6,7 @@ import contextvars
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
@@ -26,7 +27,11 @@ class Stop:
         return bool(self.flag.value)
 
 
+_here = threading.local()
+
+
 def _begin() -> None:
+    _here.working = True
     torch.set_num_threads(1)  # a setting of the calling thread: many threads inside many threads wait for each other
 
 
@@ -39,9 +44,11 @@ def run(tasks: Sequence[Callable[[], None]], stop: Stop, inline: bool = False) -
     """Run the tasks, torch.get_num_threads() at a time; raise what the first failed one raised.
 
     Ctrl-C sets `stop`, waits for the running tasks to notice, and goes on as KeyboardInterrupt.
-    inline: run them here, one after the other, for work too small to share and too short to be interrupted.
+    inline: run them here, one after the other, for work too small to share and too short to be interrupted. Work that
+    a task itself asks for (a warp that attends, inside a tile) runs in its own thread: waiting for another could wait
+    for ever.
     """
-    if inline:
+    if inline or getattr(_here, "working", False):
         for task in tasks:
             task()
         return

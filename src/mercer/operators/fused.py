@@ -31,8 +31,8 @@ class Fused(Operator):
 
     No entry of the matrix leaves the caches. Products, their transposes and first gradients run in the core; higher
     gradients, and whatever else is asked, are the tiled operator's own. Cost: that of `Tiled`, several times faster;
-    memory a few MiB for each thread. Error: sums are accumulated in float64; values are within 4e-7 (float32) or
-    4e-15 (float64) of the profile at the statistic, whose own error `squared_distance` states.
+    memory a few MiB for each thread. Error: sums are accumulated in float64; values are within 6 eps of
+    the profile (Wendland 12) at a statistic whose own error docs/machine.md states.
     """
 
     def __init__(self, tiled: Tiled):
