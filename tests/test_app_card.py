@@ -13,7 +13,7 @@ from mercer.app.card import write_card
 def card(name, verdict="good", notes=()):
     target = {
         "name": name, "task": "regression", "leaderboard": [{"name": "mercer", "scores": {"r2": 0.5}}],
-        "coverage": {"measured": 0.9, "rows": 100},
+        "coverage": {"measured": 0.9, "rows": 100, "between": [0.82, 0.95]},
     }  # fmt: skip
     return write_card({
         "table": {"name": name, "rows": 100, "sha256": "0" * 64}, "verdict": verdict, "versions": {"mercer": "1"},

@@ -11,7 +11,6 @@ import torch
 from mercer.app import fitting
 from mercer.app.bands import measure_numbers
 from mercer.app.columns import Column
-from mercer.app.facts import _doubt, _warning
 from mercer.app.fitting import Outcome, Trained, doubts, repeated, split
 from mercer.app.frame import Frame, TableEncoder
 from mercer.app.heads import Head, Lesson, whereabouts
@@ -44,17 +43,6 @@ def test_twins_never_stand_on_both_sides_of_a_fold():
         assert sorted(np.concatenate([test for _, test in parts]).tolist()) == list(range(200))
         for training, test in parts:
             assert not set(groups[training]) & set(groups[test])
-
-
-def test_a_coverage_of_few_rows_says_how_sure_it_is():
-    assert _doubt({"between": [0.75, 0.99], "rows": 25}) == " (25 rows: 75 % to 99 %)"
-    assert _doubt({"between": [0.89, 0.91], "rows": 5000}) == ""
-
-
-def test_a_model_no_better_than_the_mean_is_announced():
-    board = [{"name": "mercer", "scores": {"r2": -5.3}}, {"name": "mean", "scores": {"r2": -0.01}}]
-    assert "do not use" in _warning(board, "r2")
-    assert _warning([{"name": "mercer", "scores": {"r2": 0.4}}, board[1]], "r2") == ""
 
 
 def test_copies_calibrate_bands_once():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mercer.app.scores import NAMES
-from mercer.app.words import number, one_line, percent, shown
+from mercer.app.verdict import promise
+from mercer.app.words import number, one_line, shown
 
 _MARKS = {mark: f"\\{mark}" for mark in "\\`*_{}[]()#|!~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _IN_NAMES = {ord(mark): text for mark, text in _MARKS.items()}
@@ -28,14 +29,9 @@ def _target(target: dict[str, Any]) -> list[str]:
     for row in target["leaderboard"]:
         values = [number(row["scores"].get(key)) for key in target["leaderboard"][0]["scores"]]
         lines.append(f"| {row['name']} | " + " | ".join(values) + " |")
-    held = target["coverage"]
-    what = "bands" if target["task"] == "regression" else "sets"
-    lines += [
-        "",
-        f"90 % {what} held {percent(held['measured'])} of {held['rows']:,} rows that did not calibrate them.",
-        "",
-    ]
-    return lines
+    kept = promise(target["task"], target["coverage"])
+    lines += ["", f"{kept[:1].upper()}{kept[1:]}. No row calibrated the bands or sets that it was measured with.", ""]
+    return lines + [line for text in target.get("warnings", []) for line in (f"**{_safe_sentence(text)}.**", "")]
 
 
 def write_card(facts: dict[str, Any]) -> str:

@@ -15,9 +15,9 @@ from mercer.app.columns import Column
 from mercer.app.fitting import Outcome
 from mercer.app.frame import Frame, Note
 from mercer.app.oof import Judged
-from mercer.app.scores import NAMES, main, score, spread
+from mercer.app.scores import by_fold, main, score, spread
 from mercer.app.targets import Target
-from mercer.app.words import count, fixed, listed, number, percent, shown
+from mercer.app.words import count, listed, number, percent, shown
 
 _KINDS = {"number": "number", "flag": "true/false", "date": "date", "text": "text"}
 
@@ -135,16 +135,25 @@ def leaderboard(target: Target, i: int, outcome: Outcome) -> list[dict[str, Any]
         seconds = outcome.seconds.get(name, outcome.seconds.get("folds", 0.0) if name == "mercer" else 0.0)
         share = len(rows) / len(outcome.judged())
         part = "" if share == 1 else f" on {percent(share, 0)} of the rows"
-        error = spread(known, values, outcome.folds[rows], ranks)
+        each = by_fold(known, values, outcome.folds[rows], ranks)
         board.append({
-            "name": name + part, "scores": score(known, values, ranks), "error": error, "rows": len(rows),
-            "seconds": seconds, "errors": _errors(known, values),
+            "name": name + part, "scores": score(known, values, ranks), "error": spread(each), "rows": len(rows),
+            "seconds": seconds, "each": list(each.items()), "errors": _errors(known, values),
         })  # fmt: skip
     return board[:1] + sorted(board[1:], key=lambda row: -row["scores"][ranks])
 
 
+def never(target: Target, judged: Judged) -> list[tuple[str, int]]:
+    """The classes that no judged row was predicted to be of, rarest first, and how many rows they have."""
+    if target.task == "regression":
+        return []
+    rows, said = (np.bincount(v.astype(int), minlength=len(target.classes)) for v in (judged.true, judged.found))
+    gone = np.flatnonzero((rows > 0) & (said == 0))
+    return [(target.classes[c], int(rows[c])) for c in gone[np.argsort(rows[gone], kind="stable")]]
+
+
 def coverage(target: Target, measured: Measured) -> dict[str, Any]:
-    """What the 90 % bands or sets held."""
+    """What the 90 % bands or sets held. unsure: the share of rows whose class has too few of them to promise."""
     size = (
         f"{count(len(measured.inside), 'judged row')} cannot bound them"
         if not math.isfinite(measured.size)
@@ -167,64 +176,10 @@ def coverage(target: Target, measured: Measured) -> dict[str, Any]:
         "between": [float(sure.low), float(sure.high)],
         "measured": float(measured.inside.mean()),
         "rows": len(measured.inside),
+        "unsure": sum(rows for _, rows in measured.few) / len(measured.inside),
         "size": size,
         "curve": curve,
     }
-
-
-def _against(ours: float, rival: dict[str, Any], main: str) -> str:
-    gap = ours - rival["scores"][main]
-    tie = max(rival.get("error") or 0.0, 0.002)
-    verb = "level with" if abs(gap) <= tie else f"{abs(gap):.3f} {'ahead of' if gap > 0 else 'behind'}"
-    return f"{verb} {rival['name']} ({fixed(rival['scores'][main])})"
-
-
-def promise(task: str, held: dict[str, Any]) -> str:
-    """What the 90 % bands or sets held, in a sentence without its full stop."""
-    if held.get("infinite"):
-        return f"90 % bands are infinite: {count(held['rows'], 'judged row')} cannot bound them"
-    what = "bands" if task == "regression" else "sets of classes"
-    return f"90 % {what} held {percent(held['measured'])} of"
-
-
-def _doubt(held: dict[str, Any]) -> str:
-    """How sure the measured coverage is, where there are too few rows to leave it unsaid."""
-    low, high = held["between"]
-    if high - low < 0.05:
-        return ""
-    return f" ({count(held['rows'], 'row')}: {percent(low, 0)} to {percent(high, 0)})"
-
-
-def _warning(board: Sequence[dict[str, Any]], main: str) -> str:
-    """Said first of all where the mean is no worse."""
-    mean = next((row for row in board if row["name"] == "mean"), None)
-    if mean is None or board[0]["scores"][main] > mean["scores"][main]:
-        return ""
-    return " Nothing was learned: guessing the mean is no worse, so do not use this model as it is."
-
-
-def verdicts(targets: Sequence[dict[str, Any]], folds: int) -> list[str]:
-    """The result of each target, in two sentences."""
-    parts = []
-    for target in targets:
-        ranks, board = target["ranks"], target["leaderboard"]
-        ours, held = board[0], target["coverage"]
-        error = f" ± {ours['error']:.3f}" if ours["error"] is not None and math.isfinite(ours["error"]) else ""
-        rivals = [
-            _against(ours["scores"][ranks], r, ranks) for r in board[1:] if r["name"] != "mean" or len(board) == 2
-        ]
-        lead = f"{shown(target['name'], 30)}: " if len(targets) > 1 else ""
-        kept = promise(target["task"], held)
-        kept += "" if held.get("infinite") else f" the truth{_doubt(held)}"
-        name = NAMES[ranks]
-        beside = f", {'; '.join(rivals)}" if rivals else ""
-        parts.append(
-            f"{lead or name[:1].upper()}{name[0 if lead else 1 :]} {fixed(ours['scores'][ranks])}{error} on rows it "
-            f"had not seen ({count(folds, 'fold')}){beside}. "
-            f"{kept}."
-            f"{_warning(board, ranks)}"
-        )
-    return parts
 
 
 def data_sentence(frame: Frame, notes: Sequence[Note], total: int) -> str:

@@ -38,6 +38,7 @@ from mercer.app.store import Model, save
 from mercer.app.tables import read_table, size_of
 from mercer.app.targets import Target, find_targets
 from mercer.app.unknown import Witnesses
+from mercer.app.verdict import verdicts, warnings
 from mercer.app.words import count, listed, shown
 from mercer.budget import memory, memory_budget
 from mercer.errors import DataError
@@ -184,10 +185,11 @@ def _facts(
     table, places = to_table([t.take(rows) for t in ready.targets], judged, ready.rows[rows] + 1, outcome.folds[rows])
     targets = []
     for i, target in enumerate(ready.targets):
-        known = target.take(rows)
+        known, board = target.take(rows), say.leaderboard(target, i, outcome)
+        never = say.never(target, judged[i])
         targets.append({
             "name": target.name, "task": target.task, "classes": target.classes, "oof": places[i],
-            "ranks": main(target), "leaderboard": say.leaderboard(target, i, outcome),
+            "ranks": main(target), "leaderboard": board, "warnings": warnings(target.task, board, never),
             "coverage": say.coverage(known, measured[i]),
             "worst": say.worst(known, judged[i], frame, ready.rows[rows] + 1, learned["order"]),
         })  # fmt: skip
@@ -204,7 +206,7 @@ def _facts(
         "versions": {k: v for k, v in versions().items() if v}, "machine": machine(), "seconds": dict(outcome.seconds),
         "memory": {"budget": memory_budget(), "peak": _peak()},
         "rows_used": ready.frame.rows, "rows_trained": outcome.rows, "interrupted": outcome.interrupted,
-        "notes": ready.sentences + outcome.notes, "targets": targets, "verdicts": say.verdicts(targets, folds),
+        "notes": ready.sentences + outcome.notes, "targets": targets, "verdicts": verdicts(targets, folds),
         "columns": say.columns(ready.frame, ready.notes, [n for n in ready.table.column_names if n not in job.targets]),
         "data_sentence": say.data_sentence(ready.frame, ready.notes, ready.table.num_rows),
         "importance": learned["importance"], "responses": learned["responses"], "spectrum": learned["spectrum"],

@@ -110,7 +110,7 @@ def fit(
         short = {
             k: facts[k] for k in ("verdict", "notes", "algorithms", "seconds", "rows_used", "interrupted", "command")
         }
-        boards = [{k: t[k] for k in ("name", "task", "leaderboard", "coverage")} for t in facts["targets"]]
+        boards = [{k: t[k] for k in ("name", "task", "leaderboard", "coverage", "warnings")} for t in facts["targets"]]
         text = room("terminal").fit_summary(facts, out)
         _print(as_json, short | {"out": str(out), "targets": boards}, text)
         if facts["interrupted"]:

@@ -14,6 +14,7 @@ from mercer.app.blocks import Section, section
 from mercer.app.oof import Judged
 from mercer.app.scores import NAMES
 from mercer.app.svg import drawing
+from mercer.app.verdict import too_few
 from mercer.app.words import count, fixed, percent, shown
 
 
@@ -31,7 +32,8 @@ def _tiles(facts: dict[str, Any]) -> list[dict[str, str]]:
         )
     held = first["coverage"]
     what = "bands" if first["task"] == "regression" else "sets"
-    tiles.append({"value": percent(held["measured"]), "text": f"of the truth held by 90 % {what}{several}"})
+    rough = "; too few rows to promise 90 %" if too_few(held) else ""
+    tiles.append({"value": percent(held["measured"]), "text": f"of the truth held by 90 % {what}{several}{rough}"})
     tiles.append(
         {
             "value": f"{facts['seconds']['everything']:.0f} s",

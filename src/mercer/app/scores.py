@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
@@ -65,10 +67,16 @@ def score(target: Target, found: np.ndarray, ranks: str = "") -> Scores:
     return _classification(target.values, found, ranks or main(target))
 
 
-def spread(target: Target, found: np.ndarray, folds: np.ndarray, ranks: str) -> float:
-    """The standard error of the main score over the folds."""
-    each = []
+def by_fold(target: Target, found: np.ndarray, folds: np.ndarray, ranks: str) -> dict[int, float]:
+    """The main score of each fold by itself."""
+    each = {}
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
-        each.append(score(target.take(rows), found[rows], ranks)[ranks])
-    return float(np.std(each, ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
+        each[int(fold)] = score(target.take(rows), found[rows], ranks)[ranks]
+    return each
+
+
+def spread(each: Mapping[int, float]) -> float:
+    """The standard error of the main score over the folds."""
+    values = list(each.values())
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

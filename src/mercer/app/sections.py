@@ -10,6 +10,7 @@ import numpy as np
 from mercer.app import figures
 from mercer.app.blocks import Section, bar, heads, section
 from mercer.app.oof import Judged
+from mercer.app.verdict import promise
 from mercer.app.words import amount, count, number, percent, shown
 
 _MOST_TARGETS = 3  # drawn; the leaderboard lists all
@@ -128,10 +129,8 @@ def trust(facts: dict[str, Any], judged: Sequence[Judged]) -> Section:
     """Calibration."""
     sentences = []
     for target in facts["targets"]:
-        held, what = target["coverage"], "bands" if target["task"] == "regression" else "sets of classes"
         sentences.append(
-            f"90 % {what} for {shown(target['name'])} held the truth in {percent(held['measured'])} "
-            f"of {count(held['rows'], 'row')}; {held['size']}."
+            f"{shown(target['name'])}: {promise(target['task'], target['coverage'])}; {target['coverage']['size']}."
         )
     sentences.append("Each row was measured with bands calibrated on the other folds, so no row vouches for itself.")
     pairs = list(zip(facts["targets"], judged, strict=True))[:_MOST_TARGETS]

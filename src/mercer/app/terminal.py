@@ -7,21 +7,15 @@ from typing import Any
 
 import pyarrow.parquet
 
-from mercer.app.facts import promise
 from mercer.app.folder import check_files, read_manifest, strict_json
 from mercer.app.oof import from_table
 from mercer.app.places import check_report
 from mercer.app.report import render
 from mercer.app.scores import NAMES
 from mercer.app.tables import replaced
-from mercer.app.words import number, percent, shown
+from mercer.app.verdict import promise
+from mercer.app.words import number, shown
 from mercer.errors import DataError
-
-
-def _between(held: dict[str, Any]) -> str:
-    """The interval of the coverage, where there are too few rows to leave it unsaid."""
-    low, high = held["between"]
-    return f" (between {percent(low, 0)} and {percent(high, 0)})" if high - low >= 0.05 else ""
 
 
 def _board(target: dict[str, Any], several: bool) -> list[str]:
@@ -33,9 +27,8 @@ def _board(target: dict[str, Any], several: bool) -> list[str]:
         values = "".join(f"{number(row['scores'].get(k)):>14}" for k in keys)
         lines.append(f"  {row['name']:24}{values}")
     held = target["coverage"]
-    kept, doubt = promise(target["task"], held), _between(held)
-    lines.append(f"  {kept}" if held.get("infinite") else f"  {kept} {held['rows']:,} rows{doubt}; {held['size']}")
-    return lines
+    lines.append(f"  {promise(target['task'], held)}{'' if held.get('infinite') else '; ' + held['size']}")
+    return lines + [f"! {sentence}" for sentence in target.get("warnings", [])]
 
 
 def fit_summary(facts: dict[str, Any], out: Path) -> str:
