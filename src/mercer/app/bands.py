@@ -122,12 +122,12 @@ def _numbers(
     ]
 
 
-def _classes(true: np.ndarray, chances: np.ndarray, parts: Sequence[np.ndarray]) -> Measured:
+def _classes(true: np.ndarray, chances: np.ndarray, parts: Sequence[np.ndarray], kept: np.ndarray) -> Measured:
     n = len(true)
     hits, sizes = np.empty((len(LEVELS), n), dtype=bool), np.empty(n)
     inside = np.empty(n, dtype=bool)
     for rows in parts:
-        others = np.setdiff1d(np.arange(n), rows)
+        others = np.setdiff1d(kept, rows)
         sets = ClassSets.fit(chances[others], true[others])
         for level, hit in zip(LEVELS, hits, strict=True):
             hit[rows] = sets.members(chances[rows], float(level))[np.arange(len(rows)), true[rows]]
@@ -146,18 +146,31 @@ def _parts(folds: np.ndarray, seed: int) -> list[np.ndarray]:
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
+def one_of_each(groups: np.ndarray, seed: int) -> np.ndarray:
+    """A row of each group, drawn by chance: what stands for a new row of a new group. [dunn2023, sec. 3]"""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    return np.sort(order[np.unique(groups[order], return_index=True)[1]])
+
+
 def measure_numbers(
-    place: np.ndarray, true: np.ndarray, found: np.ndarray, folds: np.ndarray, seed: int, seconds: float | None = None
+    place: np.ndarray,
+    true: np.ndarray,
+    found: np.ndarray,
+    folds: np.ndarray,
+    seed: int,
+    seconds: float | None = None,
+    groups: np.ndarray | None = None,
 ) -> tuple[LocalConformal, list[Measured]]:
     """(calibrator of all rows, what calibrators of the other folds did on each fold, for each target).
 
     seconds: for learning where bands are wider, all calibrators together; None: 4 for each.
     place: n x (d + targets), where the width is looked up, predictions last; true, found: n x targets, found out of
-    fold. Rows that share a place calibrate once, by one of them.
+    fold. Rows that share a place, or one of groups, n numbers, calibrate once, by one of them.
     """
     columns = np.ascontiguousarray(place[:, : place.shape[1] - true.shape[1]])
-    twins = Repeats.of(torch.from_numpy(columns))
+    twins = Repeats.of(torch.from_numpy(columns)) if groups is None else None
     kept = np.arange(len(true)) if twins is None else twins.picked
+    kept = kept if groups is None else one_of_each(groups, seed)
     parts = _parts(folds, seed)
     each = None if seconds is None else seconds / (len(parts) + 1)
     measured = _numbers(place, true, found, parts, kept, seed, each)
@@ -166,10 +179,15 @@ def measure_numbers(
 
 
 def measure_classes(
-    true: np.ndarray, chances: np.ndarray, folds: np.ndarray, seed: int
+    true: np.ndarray, chances: np.ndarray, folds: np.ndarray, seed: int, groups: np.ndarray | None = None
 ) -> tuple[ClassSets, list[Measured]]:
-    """The same for sets of classes. true: n codes; chances: n x classes, out of fold."""
-    return ClassSets.fit(chances, true), [_classes(true, chances, _parts(folds, seed))]
+    """The same for sets of classes. true: n codes; chances: n x classes, out of fold.
+
+    Of groups one row for each class calibrates, as a class has a threshold of its own.
+    """
+    pairs = None if groups is None else groups.astype(np.int64) * chances.shape[1] + true
+    kept = np.arange(len(true)) if pairs is None else one_of_each(pairs, seed)
+    return ClassSets.fit(chances[kept], true[kept]), [_classes(true, chances, _parts(folds, seed), kept)]
 
 
 def to_state(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -36,7 +36,10 @@ def _target(target: dict[str, Any]) -> list[str]:
 
 def write_card(facts: dict[str, Any]) -> str:
     """The card of a fit."""
-    table = facts["table"]
+    table, group = facts["table"], facts.get("group")
+    like = "rows drawn like the training rows"
+    if group is not None:
+        like = f"groups of '{_safe(group)}', judged on groups that were left out whole, drawn like the training groups"
     lines = [
         f"# Model of {_safe(table['name'])}", "", _safe_sentence(facts["verdict"]), "",
         f"- made by mercer {facts['versions']['mercer']} from {table['rows']:,} rows (SHA-256 `{table['sha256']}`)",
@@ -48,7 +51,7 @@ def write_card(facts: dict[str, Any]) -> str:
         lines += _target(target)
     lines += [
         "## Limits", "",
-        "- Scores and coverage hold for new rows drawn like the training rows; they say nothing on rows unlike them.",
+        f"- Scores and coverage hold for new {like}; they say nothing on rows unlike them.",
         "- Far from all training rows predictions return to the mean of the target.",
         "- What a column does to the prediction is not what changing it would do in the world.",
         *(f"- {_safe_sentence(s)}" for s in facts["notes"]), "",

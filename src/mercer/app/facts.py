@@ -152,10 +152,13 @@ def never(target: Target, judged: Judged) -> list[tuple[str, int]]:
     return [(target.classes[c], int(rows[c])) for c in gone[np.argsort(rows[gone], kind="stable")]]
 
 
-def coverage(target: Target, measured: Measured) -> dict[str, Any]:
-    """What the 90 % bands or sets held. unsure: the share of rows whose class has too few of them to promise."""
+def coverage(target: Target, measured: Measured, groups: np.ndarray | None = None) -> dict[str, Any]:
+    """What the 90 % bands or sets held. unsure: the share of rows whose class has too few of them to promise.
+
+    groups: of each judged row; it is groups, and not rows, that vouch for the promise then.
+    """
     size = (
-        f"{count(len(measured.inside), 'judged row')} cannot bound them"
+        f"{count(len(measured.inside), 'judged row') if groups is None else 'so few groups'} cannot bound them"
         if not math.isfinite(measured.size)
         else f"the median band is {number(measured.size)} wide"
         if target.task == "regression"
@@ -169,12 +172,14 @@ def coverage(target: Target, measured: Measured) -> dict[str, Any]:
         more = f" and {len(measured.few) - 3} more" if len(measured.few) > 3 else ""
         size += f"; too few rows of {', '.join(names)}{more} to promise"
     curve = {"nominal": LEVELS.tolist(), "measured": measured.curve}
-    sure = binomtest(int(measured.inside.sum()), len(measured.inside)).proportion_ci(0.95)
+    share, votes = float(measured.inside.mean()), len(measured.inside) if groups is None else len(np.unique(groups))
+    sure = binomtest(round(share * votes), votes).proportion_ci(0.95)
     return {
         "nominal": 0.9,
         "infinite": target.task == "regression" and not math.isfinite(measured.size),
         "between": [float(sure.low), float(sure.high)],
-        "measured": float(measured.inside.mean()),
+        "measured": share,
+        "groups": None if groups is None else votes,
         "rows": len(measured.inside),
         "unsure": sum(rows for _, rows in measured.few) / len(measured.inside),
         "size": size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from mercer.app.pace import Pace
 from mercer.app.progress import Watch
 from mercer.app.targets import Target
 from mercer.app.words import count
+from mercer.errors import DataError
 
 FOLDS = 5
 _WORSE, _ROUNDING = 1.3, 1e-3  # times the left-out error of the folds' models that is said, and what is none
@@ -85,6 +86,14 @@ def repeated(frame: Frame) -> np.ndarray:
     return table.groupby(list(table.columns), dropna=False, sort=False).ngroup().to_numpy()
 
 
+def _learnable(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]], targets: Sequence[Target]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds that have test rows, and in training two classes of each class target: whole groups may hold one only."""
+    labels = [t.values for t in targets if t.classes]
+    return [(a, b) for a, b in parts if len(b) and all(len(np.unique(v[a])) > 1 for v in labels)]
+
+
 def split(
     targets: Sequence[Target], folds: int, seed: int, groups: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -95,17 +104,17 @@ def split(
     n = len(targets[0].values)
     kinds = n if groups is None else len(np.unique(groups))
     apart = kinds < n
-    folds = min(folds, kinds // 2)
+    folds = min(folds, kinds if n >= 2 * kinds else kinds // 2)
     shuffled = {"n_splits": max(folds, 2), "shuffle": True, "random_state": seed}
     first = next((t for t in targets if t.classes), None)
     if first is not None and np.bincount(first.values).max() >= folds:
         rare = np.bincount(first.values) < folds  # too few rows to spread: they go where they fall
         codes = np.where(rare[first.values], int(np.argmax(np.bincount(first.values))), first.values)
         if apart:
-            return list(StratifiedGroupKFold(**shuffled).split(codes, codes, groups))
+            return _learnable(StratifiedGroupKFold(**shuffled).split(codes, codes, groups), targets)
         return list(StratifiedKFold(**shuffled).split(codes, codes))
     if apart:
-        return list(GroupKFold(**shuffled).split(np.arange(n), groups=groups))
+        return _learnable(GroupKFold(**shuffled).split(np.arange(n), groups=groups), targets)
     return list(KFold(**shuffled).split(np.arange(n)))
 
 
@@ -191,18 +200,36 @@ def _all_rows(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: i
     outcome.notes += doubts(outcome, trained)
 
 
-def fit(frame: Frame, targets: Sequence[Target], seed: int, watch: Watch, folds: int = FOLDS) -> Outcome:
+def _together(outcome: Outcome, frame: Frame) -> np.ndarray | None:
+    """A number for each row that the rows which must not be parted by folds share, twins here; None where none do."""
+    twins = repeated(frame)
+    kinds = len(np.unique(twins))
+    if kinds < frame.rows:
+        copies = count(frame.rows - kinds, "row")
+        outcome.notes.append(f"{copies} repeat another in every column; twins are kept in one fold")
+    return twins if kinds >= 4 else None
+
+
+def fit(
+    frame: Frame,
+    targets: Sequence[Target],
+    seed: int,
+    watch: Watch,
+    folds: int = FOLDS,
+    named: np.ndarray | None = None,
+) -> Outcome:
     """Judge on folds, then train on all rows, within the time of `watch`; Ctrl-C keeps the best so far.
 
+    named: the group of each row, where the user gave groups that no two folds may share.
     The model of all rows begins with what the folds learned. Short of time there are fewer folds, not worse models.
     Raises Interrupted where it is stopped before the first fold is done.
     """
     outcome = Outcome(np.full(frame.rows, -1), _empty(targets), {name: _empty(targets) for name in baselines()})
-    twins = repeated(frame)
-    copies = frame.rows - len(np.unique(twins))
-    if copies:
-        outcome.notes.append(f"{count(copies, 'row')} repeat another in every column; twins are kept in one fold")
-    splits = split(targets, folds, seed, twins if len(np.unique(twins)) >= 4 else None)
+    splits = split(targets, folds, seed, _together(outcome, frame) if named is None else named)
+    if not splits:
+        raise DataError("leaving out a group leaves one class to learn from; expected groups of several classes")
+    if named is not None and len(splits) < folds:
+        outcome.notes.append(f"the groups allow {len(splits)} of {folds} folds")
     pace = Pace(watch, len(splits) + 1)
     try:
         for k, rows in enumerate(splits):

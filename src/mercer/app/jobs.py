@@ -22,24 +22,25 @@ import torch
 
 from mercer.app import facts as say
 from mercer.app import insight
-from mercer.app.bands import Calibrator, Measured, measure_classes, measure_numbers
+from mercer.app.bands import Calibrator, Measured, measure_classes, measure_numbers, one_of_each
 from mercer.app.card import write_card
 from mercer.app.cores import cores, threads
 from mercer.app.doctor import versions
-from mercer.app.fitting import FOLDS, Outcome, Trained, fit, goal
+from mercer.app.fitting import FOLDS, Outcome, Trained, fit
 from mercer.app.folder import check_place, file_sha256
-from mercer.app.frame import Frame, Note, suspicious, training_frame, unused
+from mercer.app.frame import unused
 from mercer.app.heads import describe, whereabouts
 from mercer.app.oof import Judged, to_table
+from mercer.app.prepared import Prepared, prepare
 from mercer.app.progress import Watch
 from mercer.app.report import render
 from mercer.app.scores import main
 from mercer.app.store import Model, save
-from mercer.app.tables import read_table, size_of
-from mercer.app.targets import Target, find_targets
+from mercer.app.tables import size_of
+from mercer.app.targets import Target
 from mercer.app.unknown import Witnesses
 from mercer.app.verdict import verdicts, warnings
-from mercer.app.words import count, listed, shown
+from mercer.app.words import count, shown
 from mercer.budget import memory, memory_budget
 from mercer.errors import DataError
 
@@ -48,7 +49,10 @@ _CALIBRATION_SHARE = 0.06  # of the time budget, to learn where bands are wider
 
 @dataclass(frozen=True)
 class Job:
-    """The options of a fit. seconds, memory: budgets, None for none; started: when the time began to run."""
+    """The options of a fit. seconds, memory: budgets, None for none; started: when the time began to run.
+
+    group: a column whose rows of one value are never in two folds.
+    """
 
     path: Path
     targets: tuple[str, ...]
@@ -60,32 +64,7 @@ class Job:
     folds: int = FOLDS
     quiet: bool = False
     started: float | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A table read for training: columns and targets on the rows that can be used, and what was noticed."""
-
-    table: pa.Table
-    frame: Frame
-    targets: list[Target]
-    rows: np.ndarray
-    notes: list[Note]
-    sentences: list[str]
-
-
-def prepare(path: Path, names: Sequence[str], task: str) -> Prepared:
-    """Read a table for training. Raises DataError or UsageError naming what is wrong."""
-    table = read_table(path)
-    targets, rows, sentences = find_targets(table, names, task)
-    chosen = table if len(rows) == table.num_rows else table.take(rows)
-    frame, notes = training_frame(chosen, names)
-    if not frame.columns:
-        why = f": column '{shown(notes[0].column)}' {notes[0].text}" if notes else ""
-        raise DataError(f"no column is left to predict {listed(names)} from{why}; expected at least one that varies")
-    notes += suspicious(frame, goal(targets))
-    sentences += [f"column '{shown(n.column)}' {n.text}" for n in notes if not n.dropped]
-    return Prepared(table, frame, targets, rows, notes, sentences)
+    group: str | None = None
 
 
 def machine() -> dict[str, Any]:
@@ -96,6 +75,7 @@ def machine() -> dict[str, Any]:
 def command_of(job: Job) -> str:
     """The command line that does the job again."""
     parts = ["mercer", "fit", job.path.name, *(w for t in job.targets for w in ("--target", t)), "--task", job.task]
+    parts += ["--group", job.group] if job.group is not None else []
     parts += ["--time", f"{job.seconds:g}s"] if job.seconds is not None else []
     parts += ["--memory", str(job.memory)] if job.memory is not None else []
     parts += ["--folds", str(job.folds)] if job.folds != FOLDS else []
@@ -119,6 +99,7 @@ def _judge(
     pair = insight.coordinates(ready.frame)
     at = np.stack([frame.columns[i].values for i in pair], axis=1) if pair else None
     known, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]
+    kin = None if ready.groups is None else ready.groups[rows]
     x = trained.encoder.encode(frame)
     judged: dict[int, Judged] = {}
     measured: dict[int, Measured] = {}
@@ -128,10 +109,10 @@ def _judge(
         if known[first].task == "regression":
             true = np.stack([known[i].values for i in head.targets], axis=1)
             middle = np.stack([found[i] for i in head.targets], axis=1)
-            local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed, allowed)
+            local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed, allowed, kin)
             calibrators.append(local)
         else:
-            sets, done = measure_classes(known[first].values, found[first], folds, seed)
+            sets, done = measure_classes(known[first].values, found[first], folds, seed, kin)
             calibrators.append(sets)
         for i, result in zip(head.targets, done, strict=True):
             measured[i], judged[i] = result, _judged(known[i], found[i], result, at)
@@ -190,7 +171,7 @@ def _facts(
         targets.append({
             "name": target.name, "task": target.task, "classes": target.classes, "oof": places[i],
             "ranks": main(target), "leaderboard": board, "warnings": warnings(target.task, board, never),
-            "coverage": say.coverage(known, measured[i]),
+            "coverage": say.coverage(known, measured[i], None if ready.groups is None else ready.groups[rows]),
             "worst": say.worst(known, judged[i], frame, ready.rows[rows] + 1, learned["order"]),
         })  # fmt: skip
     folds = len(np.unique(outcome.folds[rows]))
@@ -200,14 +181,14 @@ def _facts(
     outcome.seconds["everything"] = round(watch.elapsed(), 2)
     found = {
         "version": 1, "command": command_of(job), "day": f"{datetime.date.today():%d %B %Y}".lstrip("0"),
-        "table": {"name": job.path.name, "sha256": file_sha256(job.path)}
+        "group": job.group, "table": {"name": job.path.name, "sha256": file_sha256(job.path)}
         | {"rows": ready.table.num_rows, "columns": ready.table.num_columns},
         "settings": asdict(replace(job, path=Path(job.path.name), out=Path(job.out.name))),
         "versions": {k: v for k, v in versions().items() if v}, "machine": machine(), "seconds": dict(outcome.seconds),
         "memory": {"budget": memory_budget(), "peak": _peak()},
         "rows_used": ready.frame.rows, "rows_trained": outcome.rows, "interrupted": outcome.interrupted,
-        "notes": ready.sentences + outcome.notes, "targets": targets, "verdicts": verdicts(targets, folds),
-        "columns": say.columns(ready.frame, ready.notes, [n for n in ready.table.column_names if n not in job.targets]),
+        "notes": ready.sentences + outcome.notes, "targets": targets, "verdicts": verdicts(targets, folds, job.group),
+        "columns": say.columns(ready.frame, ready.notes, ready.inputs()),
         "data_sentence": say.data_sentence(ready.frame, ready.notes, ready.table.num_rows),
         "importance": learned["importance"], "responses": learned["responses"], "spectrum": learned["spectrum"],
         "plans": plans, "algorithms": [p["sentence"] for p in plans], "kernel": plans[0]["kernel"] if plans else "",
@@ -249,7 +230,7 @@ class Fitted:
 def compute(job: Job, watch: Watch) -> Fitted:
     """Read, fit, judge and explain; write nothing."""
     watch.stage("reading")
-    ready = prepare(job.path, job.targets, job.task)
+    ready = prepare(job.path, job.targets, job.task, job.group)
     goals = ", ".join(f"{shown(t.name)} ({t.task})" for t in ready.targets)
     watch.say(
         f"{shown(job.path.name)}: {size_of(ready.table)}; predicting {goals} "
@@ -258,7 +239,7 @@ def compute(job: Job, watch: Watch) -> Fitted:
     for sentence in ready.sentences + unused(ready.notes):
         watch.say(sentence)
     with memory(job.memory) if job.memory is not None else nullcontext(), threads(ready.frame.rows):
-        outcome = fit(ready.frame, ready.targets, job.seed, watch, job.folds)
+        outcome = fit(ready.frame, ready.targets, job.seed, watch, job.folds, ready.groups)
         for note in outcome.notes:
             watch.say(note)
         if outcome.best is None:
@@ -269,6 +250,7 @@ def compute(job: Job, watch: Watch) -> Fitted:
         judged, measured, calibrators = _judge(outcome, outcome.best, ready, job.seed, job.seconds)
         empty = [replace(t, values=np.empty(0)) for t in ready.targets]
         rows = outcome.judged()
+        rows = rows if ready.groups is None else rows[one_of_each(ready.groups[rows], job.seed)]
         chosen, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]
         witnesses = Witnesses.choose(outcome.best, ready.frame.take(rows), chosen, found, job.seed)
         model = Model(empty, outcome.best, calibrators, witnesses)

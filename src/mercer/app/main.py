@@ -53,6 +53,13 @@ Memory = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of everything random.", metavar="NUMBER")]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        help="A column whose rows of one value belong together: judged on new ones, and no feature.",
+        metavar="COLUMN", show_default=False,
+    ),
+]  # fmt: skip
 Folds = Annotated[int, typer.Option(min=2, max=50, help="Folds on which models are judged.", metavar="NUMBER")]
 Folder = Annotated[Path, typer.Argument(help="A folder that `mercer fit` wrote.", metavar="MODEL", show_default=False)]
 
@@ -96,7 +103,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def fit(
     table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="FOLDER")] = Path("model"),
-    folds: Folds = 5, seed: Seed = 0, as_json: Json = False,
+    group: Group = None, folds: Folds = 5, seed: Seed = 0, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Learn to predict a column; leave a model folder with a report."""
     with one_line_errors(as_json):
@@ -105,7 +112,7 @@ def fit(
         places.check_table(table)
         places.check_folder(out, table)
         jobs = room("jobs")
-        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, folds, started=started)
+        job = jobs.Job(table, tuple(target), out, task, seconds, limit, seed, folds, started=started, group=group)
         facts = jobs.run(job).facts
         short = {
             k: facts[k] for k in ("verdict", "notes", "algorithms", "seconds", "rows_used", "interrupted", "command")
@@ -138,14 +145,15 @@ def predict(
 
 @app.command(cls=_Command)
 def plan(
-    table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None, as_json: Json = False
-) -> None:
+    table: Table, target: Goals, task: Task = "auto", time: Time = "60s", memory: Memory = None, group: Group = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """Say what `fit` would do: algorithm, memory, time. Nothing is fitted or written."""
     with one_line_errors(as_json):
         seconds, limit, task = _seconds(time), _bytes(memory), _task(task)
         places.check_table(table)
         planning = room("planning")
-        facts = planning.run(table, target, task, seconds, limit)
+        facts = planning.run(table, target, task, seconds, limit, group)
         _print(as_json, facts, planning.as_text(facts))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mercer.app.blocks import Section, bar, heads, section
 from mercer.app.scores import NAMES, SKILL
+from mercer.app.verdict import unseen
 from mercer.app.words import fixed, number, percent, shown
 
 
@@ -53,8 +54,8 @@ def leaderboard(facts: dict[str, Any]) -> Section:
     """How it compares."""
     several = len(facts["targets"]) > 1
     lines = [
-        "Every model was judged on the same folds, on rows it had not seen. The bar is the main score; ± is its "
+        f"Every model was judged on the same folds, {unseen(facts)}. The bar is the main score; ± is its "
         "standard error over the folds."
-    ]  # fmt: skip
+    ]
     lines += [SKILL] if any(t["ranks"] == "skill" for t in facts["targets"]) else []
     return section("compare", "Leaderboard", "How it compares", lines, [_board(t, several) for t in facts["targets"]])

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mercer.app.fitting import FOLDS, goal
+from mercer.app.fitting import FOLDS, goal, split
 from mercer.app.frame import TableEncoder
 from mercer.app.heads import is_local
-from mercer.app.jobs import prepare
+from mercer.app.prepared import prepare
 from mercer.app.words import amount, count, shown
 from mercer.budget import free_memory, memory, memory_budget
 from mercer.errors import MemoryBudgetError
@@ -19,16 +19,19 @@ from mercer.learn.plan import Plan, choose
 NEIGHBOURS_MEMORY = 32 * 2**20  # bytes that a chunk of small systems takes
 
 
-def run(path: Path, names: Sequence[str], task: str, seconds: float, limit: int | None) -> dict[str, Any]:
+def run(
+    path: Path, names: Sequence[str], task: str, seconds: float, limit: int | None, group: str | None = None
+) -> dict[str, Any]:
     """The algorithm, memory and time of each training, from the rows and coordinates there are.
 
     Raises MemoryBudgetError where the coordinates alone do not fit.
     """
-    ready = prepare(path, names, task)
+    ready = prepare(path, names, task, group)
+    folds = FOLDS if ready.groups is None else len(split(ready.targets, FOLDS, 0, ready.groups))
     _, x = TableEncoder.fit(ready.frame, goal(ready.targets), 0)
     n, d = x.shape
     with memory(limit) if limit is not None else nullcontext():
-        chosen = choose(n, 0.85 * seconds / (FOLDS + 1))
+        chosen = choose(n, 0.85 * seconds / (folds + 1))
         budget = memory_budget()
     if is_local(n, d) and all(t.task == "regression" for t in ready.targets):
         chosen = Plan("neighbours", n, memory=NEIGHBOURS_MEMORY)
@@ -40,7 +43,7 @@ def run(path: Path, names: Sequence[str], task: str, seconds: float, limit: int 
         "rows": n, "columns": len(ready.frame.columns), "coordinates": d,
         "targets": [{"name": t.name, "task": t.task, "classes": t.classes} for t in ready.targets],
         "dropped": [{"column": note.column, "why": note.text} for note in ready.notes if note.dropped],
-        "notes": ready.sentences, "trainings": FOLDS + 1, "seconds": seconds, "budget": budget,
+        "notes": ready.sentences, "trainings": folds + 1, "group": group, "seconds": seconds, "budget": budget,
         "algorithm": chosen.algorithm, "landmarks": chosen.landmarks, "memory": chosen.memory,
     }  # fmt: skip
 

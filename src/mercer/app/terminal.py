@@ -36,8 +36,9 @@ def fit_summary(facts: dict[str, Any], out: Path) -> str:
     several = len(facts["targets"]) > 1
     lines = [line for target in facts["targets"] for line in _board(target, several)]
     lines += [f"  {sentence}" for sentence in facts["algorithms"]]
-    score = facts["targets"][0]["ranks"]
-    lines.append(f"  the first column ({NAMES[score]}) ranks; all models were judged on the same unseen rows")
+    score, group = facts["targets"][0]["ranks"], facts.get("group")
+    judged = "unseen rows" if group is None else f"rows of new groups, by '{shown(group)}'"
+    lines.append(f"  the first column ({NAMES[score]}) ranks; all models were judged on the same {judged}")
     lines.append(f"{facts['seconds']['everything']:.1f} s -> {out}/report.html")
     return "\n".join(lines)
 

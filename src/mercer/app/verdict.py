@@ -71,7 +71,7 @@ def warnings(task: str, board: Sequence[Mapping[str, Any]], never: Sequence[tupl
 
 def too_few(held: Mapping[str, Any]) -> bool:
     """Whether a measured coverage is of too few rows, or mostly of classes of too few, to stand by itself."""
-    return held["rows"] < FEWEST_JUDGED or held.get("unsure", 0.0) > 0.5
+    return (held.get("groups") or held["rows"]) < FEWEST_JUDGED or held.get("unsure", 0.0) > 0.5
 
 
 def _judged(held: Mapping[str, Any]) -> str:
@@ -88,7 +88,8 @@ def promise(task: str, held: Mapping[str, Any]) -> str:
     low, high = held["between"]
     doubt = f" (between {percent(low, 0)} and {percent(high, 0)})" if high - low >= 0.05 else ""
     if too_few(held):
-        return f"too few rows to promise 90 %: {what} held {percent(held['measured'])} of {_judged(held)}{doubt}"
+        few = "groups" if held.get("groups") else "rows"
+        return f"too few {few} to promise 90 %: {what} held {percent(held['measured'])} of {_judged(held)}{doubt}"
     text = f"90 % {what} held {percent(held['measured'])} of {_judged(held)}{doubt}"
     if task != "regression" and held["measured"] > 0.92:
         text += "; each class is promised 90 % by itself, hence more of all rows"
@@ -99,10 +100,16 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def unseen(facts: Mapping[str, Any]) -> str:
+    """On what models were judged."""
+    group = facts.get("group")
+    return "on rows it had not seen" if group is None else f"on new groups, of {listed([group])} it had not seen"
+
+
 def verdicts(targets: Sequence[Mapping[str, Any]], folds: int, group: str | None = None) -> list[str]:
     """The result of each target, in a few sentences, warnings first. group: the column that kept folds apart."""
     parts = []
-    unseen = "on rows it had not seen" if group is None else f"on new groups ({listed([group])})"
+    where = unseen({"group": group})
     for target in targets:
         ranks, board = target["ranks"], target["leaderboard"]
         ours, name = board[0], NAMES[target["ranks"]]
@@ -110,7 +117,7 @@ def verdicts(targets: Sequence[Mapping[str, Any]], folds: int, group: str | None
         rivals = [against(ours, r, ranks) for r in board[1:] if r["name"] != "mean" or len(board) == 2]
         beside = f": {'; '.join(rivals)}" if rivals else ""
         lead = f"{shown(target['name'], 30)}: " if len(targets) > 1 else ""
-        said = [f"{name} {fixed(ours['scores'][ranks])}{error} {unseen} ({count(folds, 'fold')}){beside}"]
+        said = [f"{name} {fixed(ours['scores'][ranks])}{error} {where} ({count(folds, 'fold')}){beside}"]
         said += [*target.get("warnings", []), promise(target["task"], target["coverage"])]
         parts.append(lead + " ".join(_sentence(text) for text in said))
     return parts
