@@ -103,7 +103,7 @@ def _sentence(text: str) -> str:
 def unseen(facts: Mapping[str, Any]) -> str:
     """On what models were judged."""
     group = facts.get("group")
-    return "on rows it had not seen" if group is None else f"on new groups, of {listed([group])} it had not seen"
+    return "on rows it had not seen" if group is None else f"on new groups, each {listed([group])} left out whole"
 
 
 def verdicts(targets: Sequence[Mapping[str, Any]], folds: int, group: str | None = None) -> list[str]:
