@@ -32,6 +32,7 @@ from mercer.learn.solve import FLOOR, LOOSE, Fitted, exact, whole
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import LAST, SPREAD, Clock, Pair, defaults, learn
+from mercer.learn.unseen import OWN, flattered
 
 log = logging.getLogger("mercer")
 
@@ -70,6 +71,15 @@ class KernelEstimator(BaseEstimator, ABC):
     def learned(self) -> Pair:
         """(kernel, noise) of the least squares fit, for `begin_at` of another."""
         return self._pair
+
+    def _flattered(self, rows: int, columns: int) -> bool:
+        """Whether the closed form of left-out predictions would praise what was learned from so few rows."""
+        mine = columns if self.kernel is None else sum(p.numel() for p in self.kernel.parameters())
+        return self.learn and flattered(rows, mine)
+
+    def _clock(self, rows: int, columns: int) -> Clock:
+        share = OWN if self._flattered(rows, columns) else 1.0
+        return Clock.of(None if self.time_budget is None else share * self.time_budget)
 
     def _read(self, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
         table, y = read(self, x, y, reset=reset, classes=classes)
@@ -156,7 +166,7 @@ class KernelEstimator(BaseEstimator, ABC):
         Returns (scaled x, scaled y) of what was learned from: the rows, or each place that rows share and their mean
         there; and which row stands for each.
         """
-        clock = Clock.of(self.time_budget)
+        clock = self._clock(*table.shape)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         generator = torch.Generator().manual_seed(int(seed))
         # y is put on a scale of one wherever something is learned; with nothing to learn the numbers stay as given

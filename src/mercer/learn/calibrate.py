@@ -19,9 +19,10 @@ class Calibration:
     bias: np.ndarray
 
     @classmethod
-    def fit(cls, scores: np.ndarray, codes: np.ndarray) -> Calibration:
+    def fit(cls, scores: np.ndarray, codes: np.ndarray, usual: float = 1.0) -> Calibration:
         """The map of least log loss on scores of rows that the classifier did not see. codes: 0 .. c - 1.
 
+        usual: the logarithm of the temperature that few rows are drawn to.
         Source [guo2017, sec. 4.2], [platt1999].
         """
         n, c = scores.shape
@@ -33,15 +34,19 @@ class Calibration:
             wrong = softmax(logits, 1) - one
             value = -float(log_softmax(logits, 1)[np.arange(n), codes].sum())
             slope = np.concatenate([[t * float((wrong * scores).sum())], wrong.sum(0)])
-            prior = WEIGHT * np.concatenate([[theta[0] - 1.0], bias])
-            return value + 0.5 * float(prior @ np.concatenate([[theta[0] - 1.0], bias])), slope + prior
+            prior = WEIGHT * np.concatenate([[theta[0] - usual], bias])
+            return value + 0.5 * float(prior @ np.concatenate([[theta[0] - usual], bias])), slope + prior
 
-        found = minimize(loss, np.concatenate([[1.0], np.zeros(c)]), jac=True, method="L-BFGS-B")
+        found = minimize(loss, np.concatenate([[usual], np.zeros(c)]), jac=True, method="L-BFGS-B")
         return cls(float(np.exp(found.x[0])), found.x[1:])
 
     def logits(self, scores: np.ndarray) -> np.ndarray:
         """temperature * scores + bias."""
         return self.temperature * scores + self.bias
+
+    def then(self, other: Calibration) -> Calibration:
+        """This map, and other of the logits that it gives."""
+        return Calibration(other.temperature * self.temperature, other.temperature * self.bias + other.bias)
 
     def loss(self, scores: np.ndarray, codes: np.ndarray) -> float:
         """The mean log loss, in nats."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -21,6 +23,7 @@ from mercer.learn.calibrate import Calibration
 from mercer.learn.regress import as_given
 from mercer.learn.table import Target
 from mercer.learn.tune import UNTOLD, Clock
+from mercer.learn.unseen import left_out
 
 EARLY, LATE = 0.7, 0.35  # of the seconds: for learning the kernel, and at least for log odds
 
@@ -57,21 +60,50 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         self._check()
         table, y = self._read(X, y, reset=True, classes=True)
         labels = column_or_1d(y, warn=True)
+        if labels.dtype == object and (missing := [i for i, v in enumerate(labels) if v is None or v != v]):
+            raise DataError(
+                f"y has no label at row {missing[0]} ({labels[missing[0]]}); drop such rows or name a class"
+            )
         check_classification_targets(labels)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             only = self.classes_.tolist()[0]
             only = f"{only:g}" if isinstance(only, float) else repr(only)
             raise DataError(f"y holds one class only ({only}); a classifier needs at least two")
-        one = np.eye(len(self.classes_))[codes]
-        clock = Clock.of(self.time_budget)
-        x, _, _ = self._fit(table, one[:, 1:] if len(self.classes_) == 2 else one)
+        self._classify(table, codes)
+        if self._flattered(*table.shape) and not self.plan_.interrupted:
+            self._unseen(table, codes)
+        return self
+
+    def _classify(self, table: np.ndarray, codes: np.ndarray) -> None:
+        """Learn the classes 0 .. c - 1 from read rows."""
+        many = int(codes.max()) + 1
+        one = np.eye(many)[codes]
+        clock = self._clock(*table.shape)
+        x, _, _ = self._fit(table, one[:, 1:] if many == 2 else one)
         scores = self._each_class(self._left_out.numpy())
         del self._left_out
         self.calibration_ = Calibration.fit(scores, codes)
         if self.learn and self.alpha is None and not self.plan_.interrupted:
             self._by_log_loss(x, codes, self.calibration_.loss(scores, codes), clock)
-        return self
+
+    def _unseen(self, table: np.ndarray, codes: np.ndarray) -> None:
+        """Calibrate again, by fits that learned nothing from the rows that they predict."""
+        many = len(self.classes_)
+
+        def judge(fresh: KernelClassifier, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+            seen, own = np.unique(codes[rows], return_inverse=True)
+            found = np.full((len(out), many), math.log(0.5 / len(rows)))  # of a class that these rows have not
+            if len(seen) > 1:
+                fresh._classify(table[rows], own)
+                logits = fresh._calibrated(fresh.scaler_(table[out]))
+                found[:, seen] = log_softmax(logits, 1)
+            return found
+
+        place = None if self._repeats is None else self._repeats.place
+        found = left_out(self, codes, place, judge)
+        if found is not None:
+            self.calibration_ = self.calibration_.then(Calibration.fit(found, codes, 0.0))
 
     def _by_log_loss(self, x: Tensor, codes: np.ndarray, usual: float, clock: Clock) -> None:
         """Take log odds trained by log loss instead, where left-out rows say that they are better than `usual`."""
@@ -94,7 +126,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
             return
         if self.progress is not None:
             self.progress("log loss of left-out rows", found.loss)
-        first = 1 if len(self.classes_) == 2 else 0  # two classes have opposite log odds
+        first = 1 if len(found.bias) == 2 else 0  # two classes have opposite log odds
         self.kernel_, self._points, self._weights = found.kernel, found.points, found.weights[:, first:].contiguous()
         self.target_ = Target(found.bias[first:], np.ones(len(found.bias) - first))
         self.calibration_, self.alpha_, self._factor = found.calibration, found.noise, None
@@ -126,7 +158,10 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "kernel_")
         table, _ = self._read(X, reset=False)
-        return self.calibration_.logits(self._each_class(self._scores(self.scaler_(table))))
+        return self._calibrated(self.scaler_(table))
+
+    def _calibrated(self, x: Tensor) -> np.ndarray:
+        return self.calibration_.logits(self._each_class(self._scores(x)))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""

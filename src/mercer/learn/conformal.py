@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,8 @@ class LocalConformal:
 
     def interval(self, prediction: Any, x: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) around predictions, of their shape. coverage: in (0, 1)."""
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage is {coverage}; expected a number between 0 and 1, such as 0.9")
+        if not (isinstance(coverage, numbers.Real) and 0 < float(coverage) < 1):
+            raise ValueError(f"coverage is {coverage!r}; expected a number between 0 and 1, such as 0.9")
         middle = np.asarray(plain(prediction), dtype=np.float64)
         n = len(self.scores)
         place = math.ceil((n + 1) * coverage)

@@ -16,6 +16,7 @@ from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 from mercer.learn.calibrate import Calibration
 from mercer.learn.tune import UNTOLD, Clock, one_thread
+from mercer.learn.unseen import spread
 
 ROWS, FEW, CENTRES = 2000, 300, 600  # rows and kernel centres of the search, kernel centres of the fit
 STRETCH = (1.0, 2.0, 4.0, 8.0)  # log odds are smoother than memberships
@@ -101,17 +102,6 @@ def _logits(f: np.ndarray, w: np.ndarray) -> np.ndarray:
     return (f @ w[:-1].astype(np.float32)).astype(np.float64) + w[-1]
 
 
-def _folds(codes: np.ndarray, generator: torch.Generator, place: np.ndarray | None = None) -> np.ndarray:
-    """The fold of each row, every class spread over all; rows of one place stay in one fold."""
-    if place is not None:
-        _, first, number = np.unique(place, return_index=True, return_inverse=True)
-        return _folds(codes[first], generator)[number.reshape(-1)]
-    order = torch.randperm(len(codes), generator=generator).numpy()
-    fold = np.empty(len(codes), dtype=int)
-    fold[order[np.argsort(codes[order], kind="stable")]] = np.arange(len(codes)) % FOLDS
-    return fold
-
-
 def _held_out(
     f: np.ndarray, codes: np.ndarray, classes: int, penalty: float, fold: np.ndarray, starts: list[np.ndarray]
 ) -> tuple[float, list[np.ndarray]]:
@@ -133,7 +123,7 @@ def _search(
     rows = torch.randperm(len(x), generator=generator)[:ROWS]
     x, codes = x[rows], codes[rows.numpy()]
     place = None if place is None else place[rows.numpy()]
-    fold, tried = _folds(codes, generator, place), 1 if classes * len(x) > 10_000 else FOLDS
+    fold, tried = spread(codes, FOLDS, generator, place), 1 if classes * len(x) > 10_000 else FOLDS
     soft = any(name.endswith("log_lengthscale") for name, _ in kernel.named_parameters())
     best, chosen, first = float("inf"), (kernel, FIRST), FIRST
     for factor in STRETCH if soft else STRETCH[:1]:
@@ -175,10 +165,8 @@ def fit(
     rows = torch.randperm(len(x), generator=generator)[: max(most, ROWS)]
     x, codes = x[rows], codes[rows.numpy()]
     features, f = _Features.of(kernel, x, x[:m])
-    fold, scores = (
-        _folds(codes, generator, None if place is None else place[rows.numpy()]),
-        np.full((len(x), classes), np.nan),
-    )
+    fold = spread(codes, FOLDS, generator, None if place is None else place[rows.numpy()])
+    scores = np.full((len(x), classes), np.nan)
     zero = np.zeros((f.shape[1] + 1, classes))
     for k in range(FOLDS):
         if k and (clock.over(0.8) or len(x) > 10 * ROWS):

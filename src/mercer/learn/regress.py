@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from mercer.learn.base import KernelEstimator
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.unseen import left_out
 
 
 def as_given(x: Any, value: np.ndarray) -> Any:
@@ -38,9 +39,24 @@ class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
         self._vector = target.ndim == 1
         columns = target.reshape(len(table), -1)
         x, _, kept = self._fit(table, columns)
+        if self._flattered(*table.shape) and not self.plan_.interrupted:
+            self._unseen(table, columns)
         true = torch.from_numpy(self.target_.forward(columns[kept]))
         self._conformal(x, true, kept)
         return self
+
+    def _unseen(self, table: np.ndarray, y: np.ndarray) -> None:
+        """Left-out predictions of fits that learned nothing from the rows that they predict."""
+
+        def judge(fresh: KernelRegressor, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+            fresh._fit(table[rows], y[rows])
+            found = fresh.target_.back(fresh._scores(fresh.scaler_(table[out])))
+            return self.target_.forward(found)
+
+        place = None if self._repeats is None else self._repeats.place
+        found = left_out(self, np.zeros(len(table), dtype=int), place, judge)
+        if found is not None:
+            self._left_out = torch.from_numpy(found)
 
     def _units(self, scores: np.ndarray) -> np.ndarray:
         found = self.target_.back(scores)
