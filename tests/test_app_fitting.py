@@ -100,6 +100,24 @@ def test_a_short_time_makes_fewer_folds_and_not_worse_models() -> None:
     assert len(asked) == 3 and over < 10.0
 
 
+@pytest.mark.parametrize("budget", [5.0, 20.0])
+def test_time_that_trainings_leave_over_buys_the_folds_that_were_given_up(budget: float) -> None:
+    """A tiny table: the first training loads and warms, the first yardsticks are slow, the rest ends by itself."""
+    watch = Time(budget)
+    pace, costs = Pace(watch, 6), iter([1.4, 0.3, 0.3, 0.3, 0.3])
+    yardsticks = iter([1.2, 0.05, 0.05, 0.05, 0.05])
+    folds = 0
+    while folds < 5 and pace.another():
+        asked, took, beside = pace.share(), next(costs), next(yardsticks)
+        watch.now += took
+        pace.took(asked, took)
+        watch.now += beside
+        pace.compared(beside)
+        folds += 1
+    assert folds == (5 if budget == 20.0 else 1)
+    assert watch.now + pace.share() < 0.8 * budget + 0.5
+
+
 def test_only_the_model_of_all_rows_begins_with_what_the_folds_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     known, usual = [], fitting.fit_head
 

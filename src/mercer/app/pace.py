@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mercer.app.progress import Watch
 
 _REPORT_SHARE, _BASELINE_SHARE = 0.22, 0.15  # of the time budget
+_REPORT = (
+    2.0  # seconds that calibration, pictures and writing take of a small table, if that is under 0.4 of the budget
+)
 _LEAST, _ENOUGH = 0.5, 1.5  # seconds that a training is asked to take at least, and below which there are fewer folds
-_UNEVEN = 0.6  # of what the first training was asked to take: no later one is asked for less
+_UNEVEN = 0.6  # of what the first training was asked to take, or needed: no later one is asked for less
 _OVER = 0.15  # of the budget that a second fold may cost beyond it: one fold judges badly
 _UNTOLD = 30.0  # seconds of a training when there is no budget
+
+
+def _usual(costs: Sequence[float]) -> float:
+    """The mean cost, without the first where there are others: it loads and warms what all use."""
+    return float(np.mean(costs[1:] or costs)) if costs else 0.0
 
 
 @dataclass
 class Pace:
     """Even shares for the trainings that are left, folds and all rows: fewer of them rather than shorter ones.
 
-    left: trainings, all rows among them. What a training takes beyond what it was asked for (coordinates, solves,
-    other programs on the machine) and what the yardsticks take is measured and set aside for those to come.
+    trainings: all of them, that of all rows included; left: those still meant to be done. What a training takes beyond
+    what it was asked for (coordinates, solves, other programs on the machine) and what the yardsticks take is measured
+    and set aside for those to come; a fold given up for want of time is taken up again where others needed less.
     """
 
     watch: Watch
-    left: int
+    trainings: int
+    left: int = 0
     done: int = 0
-    first: float = 0.0
-    extra: float = 0.0
-    yardsticks: float = 0.0
+    need: float = 0.0
+    extra: list[float] = field(default_factory=list)
+    yardsticks: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.left = self.trainings
 
     def until_report(self) -> float:
         """Seconds until the report must be begun."""
-        return self.watch.left() - _REPORT_SHARE * (self.watch.seconds or 0.0)
+        budget = self.watch.seconds or 0.0
+        return self.watch.left() - max(_REPORT_SHARE * budget, min(_REPORT, 0.4 * budget))
 
     def beside(self) -> float:
         """Seconds that the yardsticks of a fold may take."""
@@ -40,33 +55,33 @@ class Pace:
 
     def _each(self, trainings: int) -> float:
         """Seconds to ask of each of so many trainings, the last without yardsticks."""
-        left, done = self.until_report(), max(self.done, 1)
+        left = self.until_report()
         if not np.isfinite(left):
             return _UNTOLD
-        beside = self.yardsticks / done * (trainings - 1) if self.done else _BASELINE_SHARE * left
-        return (left - beside) / trainings - self.extra / done
+        beside = _usual(self.yardsticks) * (trainings - 1) if self.done else _BASELINE_SHARE * left
+        return (left - beside) / trainings - _usual(self.extra)
 
     def _wanted(self) -> float:
-        return max(_UNEVEN * self.first, _LEAST) if self.done else _ENOUGH
+        return max(_UNEVEN * self.need, min(_LEAST, self.need)) if self.done else _ENOUGH
 
     def another(self) -> bool:
-        """Whether there is time for one more fold; gives up folds, two at least aside, that leave too little each."""
-        few = max(3 - self.done, 1)  # trainings: two folds are wanted, and that of all rows
+        """Whether there is time for one more fold; leaves out folds, two at least aside, where all get too little."""
+        self.left, few = self.trainings - self.done, max(3 - self.done, 1)  # two folds are wanted, and that of all rows
         while self.left > few and self._each(self.left) < self._wanted():
             self.left -= 1
         over = _OVER * (self.watch.seconds or 0.0) / 2 if self.done == 1 else 0.0
-        return self.left > 1 and (not self.done or self._each(2) + over >= _LEAST)
+        return self.left > 1 and (not self.done or self._each(2) + over >= min(_LEAST, self.need))
 
     def share(self) -> float:
-        """Seconds to ask of the next training; at least most of what the first was asked for."""
+        """Seconds to ask of the next training; at least most of what the first was asked for, or needed."""
         return max(self._each(self.left), self._wanted() if self.done else _LEAST)
 
     def took(self, asked: float, seconds: float) -> None:
-        """Learn from a training that is over."""
-        self.first = self.first or asked
+        """Learn from a training that is over; one that ended by itself says what is needed."""
+        self.need = min(self.need or asked, seconds) if seconds < asked else self.need or asked
         self.left, self.done = max(self.left - 1, 1), self.done + 1
-        self.extra += seconds - asked
+        self.extra.append(max(seconds - asked, 0.0))
 
     def compared(self, seconds: float) -> None:
         """Learn from the yardsticks of a fold."""
-        self.yardsticks += seconds
+        self.yardsticks.append(seconds)
