@@ -104,6 +104,9 @@ def json_equal(a, b):
         return False
 
 
+SCALE = {"centre": 0.0, "spread": 1.0, "even": 2.0, "odd": 1.0, "low": -1.0, "high": 1.0}
+
+
 def resealed(copy, change):
     """A manifest changed by someone who knows how to seal it."""
     manifest = json.loads((copy / "model.json").read_text())
@@ -144,6 +147,12 @@ def resealed(copy, change):
         lambda m: m["heads"][1]["state"].update(classes=[0, 2]),
         lambda m: m["heads"][1]["state"].update(classes=[0, 0]),
         lambda m: m["heads"].reverse(),
+        lambda m: m["heads"][0].update(pulls=[[0.0, 0.5]] * 7),
+        lambda m: m["heads"][0].update(scale=SCALE | {"spread": 0.0}),
+        lambda m: m["heads"][0].update(scale=SCALE | {"odd": -3.0}),
+        lambda m: m["heads"][0].update(scale=SCALE | {"low": 2.0}),
+        lambda m: m["heads"][0].update(scale=SCALE | {"high": 1e4}),
+        lambda m: m["heads"][1].update(scale=SCALE),
         lambda m: m["bands"][0]["state"].update(width=0.0),
         lambda m: m["bands"][0]["state"].update(unit=-1.0),
         lambda m: m["targets"][0].update(task="classification", classes=["a", "b"]),

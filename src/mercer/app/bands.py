@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from mercer.app.words import number, shown
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
 
 COVERAGE = 0.9
 ENOUGH = 20  # judged rows of a class from which a promise to it can be checked
+_UNLIKE = 1.1  # times the judged models' misses from which those of the model of all rows are another model's
 LEVELS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 
 
@@ -84,6 +87,11 @@ class Measured:
     size: float
     least: tuple[int, float, int] | None = None
     few: list[tuple[int, int]] = field(default_factory=list)
+
+    def on(self, back: Callable[[np.ndarray], np.ndarray]) -> Measured:
+        """The same of numbers that go back to another scale, which has the same order."""
+        low, high = back(self.low), back(self.high)
+        return replace(self, low=low, high=high, size=float(np.median(high - low)))
 
 
 def _least(true: np.ndarray, inside: np.ndarray) -> tuple[int, float, int] | None:
@@ -176,6 +184,32 @@ def measure_numbers(
     measured = _numbers(place, true, found, parts, kept, seed, each)
     final = LocalConformal(scale=False, random_state=seed, time_budget=each)
     return final.fit(place[kept], (true - found)[kept]), measured
+
+
+def as_wide_as(
+    calibrator: LocalConformal, judged: np.ndarray, missed: np.ndarray | None
+) -> tuple[LocalConformal, np.ndarray]:
+    """(calibrator, the factors its bands were widened by), where the model of all rows misses rows left out by more.
+
+    judged, missed: n x t, what rows were missed by out of fold, and by the model of all rows when left out of it (None:
+    there is no such model).
+    """
+    if missed is None:
+        return calibrator, np.ones(judged.shape[1])
+    own, usual = (np.quantile(np.abs(wrong), COVERAGE, axis=0) for wrong in (missed, judged))
+    times = np.divide(own, usual, out=np.ones_like(own), where=usual > 0)
+    times = np.where(times > _UNLIKE, times, 1.0)
+    wide = copy.copy(calibrator)
+    wide.scores = calibrator.scores * times
+    return wide, times
+
+
+def unlike(names: Sequence[str], times: np.ndarray) -> str:
+    """What is said where bands were widened."""
+    wide = [f"'{shown(name)}' ({number(t, 2)} times)" for name, t in zip(names, times, strict=True) if t > 1]
+    return (
+        f"the model of all rows misses left-out rows by more than the judged models: wider bands of {', '.join(wide)}"
+    )
 
 
 def measure_classes(

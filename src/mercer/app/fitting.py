@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,25 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from mercer.app.baselines import Fold, baselines
 from mercer.app.exits import Interrupted
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.heads import Head, Lesson, error, fit_head, groups, hasty, lessons, predict, stopped
+from mercer.app.head import Head, drawn, remarks
+from mercer.app.heads import (
+    Lesson,
+    error,
+    fit_head,
+    groups,
+    hasty,
+    lessons,
+    predict,
+    predict_both,
+    stopped,
+    usual_forms,
+)
 from mercer.app.pace import Pace
 from mercer.app.progress import Watch
 from mercer.app.targets import Target
 from mercer.app.words import count
 from mercer.errors import DataError
+from mercer.learn.tails import pull
 
 FOLDS = 5
 _WORSE, _ROUNDING = 1.3, 1e-3  # times the left-out error of the folds' models that is said, and what is none
@@ -40,10 +53,10 @@ class Trained:
 class Outcome:
     """What a fit has reached so far. folds: n, the fold that predicted each row, -1 where none has.
 
-    found, others: out-of-fold predictions of mercer and of each yardstick, NaN where there are none.
+    found, others: out-of-fold predictions of mercer and of each yardstick, NaN where there are none; middle: of bands.
     best: the latest model; rows: how many rows it was trained on; held: the rows that `judge` did not see.
-    learned, errors, hasty: what the folds' models learned, their errors on rows left out inside, and how many of them
-    had hardly any time to learn.
+    learned, errors, hasty: what the folds' models learned, their errors on rows left out inside (for each target), and
+    how many of them had hardly any time to learn.
     """
 
     folds: np.ndarray
@@ -59,6 +72,7 @@ class Outcome:
     learned: list[Lesson] = field(default_factory=list)
     errors: list[list[float]] = field(default_factory=list)
     hasty: int = 0
+    middle: list[np.ndarray] = field(default_factory=list)
 
     def judged(self) -> np.ndarray:
         """The rows that have out-of-fold predictions."""
@@ -121,14 +135,20 @@ def split(
 def train(
     frame: Frame, targets: Sequence[Target], seconds: float, seed: int, learned: Sequence[Lesson] = ()
 ) -> tuple[Trained, np.ndarray]:
-    """A model of these rows, and their coordinates. learned: by models of some of these rows, to begin with."""
+    """A model of these rows, and their coordinates. learned: by models of some of these rows, to begin with.
+
+    A target is learned in the form that most of those models have.
+    """
     encoder, x = TableEncoder.fit(frame, goal(targets), seed)
-    parts = groups([t.task for t in targets])
+    forms = usual_forms(learned)
+    parts = groups(targets, forms)
     labels = encoder.labels() if learned else []
     heads = []
     for members in parts:
-        known = [pair for lesson in learned if lesson.targets == members and (pair := lesson.on(labels)) is not None]
-        heads.append(fit_head(members, targets, x, seconds / len(parts), seed, known))
+        form = forms.get(members[0])
+        like = [le for le in learned if set(members) <= set(le.targets) and le.form == (form or le.form)]
+        known = [pair for lesson in like if (pair := lesson.on(labels)) is not None]
+        heads.append(fit_head(members, targets, x, seconds / len(parts), seed, known, form))
     return Trained(encoder, heads, [len(t.classes) for t in targets]), x
 
 
@@ -154,14 +174,13 @@ def _fold(
     goals = [t.take(training) for t in targets]
     trained, x = train(inside, goals, asked, seed)
     z = trained.encoder.encode(outside)
-    found = predict(trained.heads, trained.classes, z)
-    for i, values in enumerate(found):
-        outcome.found[i][test] = values
+    for i, (values, middle) in enumerate(zip(*predict_both(trained.heads, trained.classes, z), strict=True)):
+        outcome.found[i][test], outcome.middle[i][test] = values, middle
     outcome.folds[test] = k
     outcome.best = outcome.judge = trained
     outcome.rows, outcome.held = len(training), test
     outcome.learned += lessons(trained.heads, trained.encoder.labels())
-    outcome.errors.append([error(head) for head in trained.heads])
+    outcome.errors.append([error(head) for i in range(len(targets)) for head in trained.heads if i in head.targets])
     outcome.hasty += any(hasty(head) for head in trained.heads)
     outcome.spent("folds", pace.watch.elapsed() - before)
     pace.took(asked, pace.watch.elapsed() - before)
@@ -180,8 +199,8 @@ def doubts(outcome: Outcome, trained: Trained) -> list[str]:
         )
     if any(hasty(head) for head in trained.heads):
         found.append("the model of all rows had hardly any time to learn: give a longer --time")
-    for i, head in enumerate(trained.heads):
-        usual = float(np.median([errors[i] for errors in outcome.errors])) if outcome.errors else np.inf
+    for head in trained.heads:
+        usual = float(np.median([errors[head.targets[0]] for errors in outcome.errors])) if outcome.errors else np.inf
         if error(head) > _WORSE * usual + _ROUNDING:
             found.append(
                 f"the model of all rows misses rows left out of it by {error(head) / max(usual, _ROUNDING):.1f} times "
@@ -190,14 +209,27 @@ def doubts(outcome: Outcome, trained: Trained) -> list[str]:
     return found
 
 
+def _no_worse(outcome: Outcome, head: Head, targets: Sequence[Target]) -> Head:
+    """The learner, drawn to the mean as far as the folds' models were worse than that on rows they had not seen."""
+    rows = outcome.judged()
+    for i in head.targets if targets[head.targets[0]].task == "regression" else []:
+        to_mean = pull(targets[i].values[rows], outcome.found[i][rows])
+        if to_mean is not None:
+            head = drawn(head, i, to_mean)
+            if head.scale is None:  # bands stand around what is predicted
+                outcome.middle[i][rows] = to_mean[0] + to_mean[1] * (outcome.middle[i][rows] - to_mean[0])
+    return head
+
+
 def _all_rows(outcome: Outcome, frame: Frame, targets: Sequence[Target], seed: int, pace: Pace) -> None:
     before = pace.watch.elapsed()
     trained, _ = train(frame, targets, pace.share(), seed, outcome.learned)
+    trained = replace(trained, heads=[_no_worse(outcome, head, targets) for head in trained.heads])
     outcome.best, outcome.rows = trained, frame.rows
     outcome.spent("all rows", pace.watch.elapsed() - before)
     if any(stopped(head) for head in trained.heads):
         raise KeyboardInterrupt
-    outcome.notes += doubts(outcome, trained)
+    outcome.notes += doubts(outcome, trained) + remarks(trained.heads, targets)
 
 
 def _together(outcome: Outcome, frame: Frame) -> np.ndarray | None:
@@ -224,7 +256,8 @@ def fit(
     The model of all rows begins with what the folds learned. Short of time there are fewer folds, not worse models.
     Raises Interrupted where it is stopped before the first fold is done.
     """
-    outcome = Outcome(np.full(frame.rows, -1), _empty(targets), {name: _empty(targets) for name in baselines()})
+    others = {name: _empty(targets) for name in baselines()}
+    outcome = Outcome(np.full(frame.rows, -1), _empty(targets), others, middle=_empty(targets))
     splits = split(targets, folds, seed, _together(outcome, frame) if named is None else named)
     if not splits:
         raise DataError("leaving out a group leaves one class to learn from; expected groups of several classes")

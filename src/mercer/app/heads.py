@@ -1,43 +1,49 @@
-"""The learners behind the targets: one kernel ridge for all numeric targets, one classifier for each class target."""
+"""The learners behind the targets: a kernel ridge for all numbers, or for one of heavy tails; a classifier for each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from mercer.app.head import MEAN, MEDIAN, PLAIN, Head
 from mercer.app.targets import Target
-from mercer.app.words import amount
 from mercer.kernel import Kernel
 from mercer.learn import KernelClassifier, KernelRidge
 from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.tails import LogScale, heavy, less, pull
+from mercer.learn.tune import Pair
 
-ESTIMATORS: dict[str, Any] = {
-    "KernelRidge": KernelRidge, "KernelClassifier": KernelClassifier, "NeighbourRidge": NeighbourRidge,
-}  # fmt: skip
 _FLAT, _MANY = 3, 5000  # with so few coordinates and more rows, a point's neighbours say all there is to say
 
 
-@dataclass(frozen=True)
-class Head:
-    """A fitted learner and the numbers of the targets that it predicts."""
-
-    targets: list[int]
-    model: Any
-
-    def name(self) -> str:
-        """The name of the learner in ESTIMATORS."""
-        return next(name for name, kind in ESTIMATORS.items() if isinstance(self.model, kind))
+_FIRST = 0.55  # of the seconds: for the logarithmic scale, whose kernel the plain one begins with
+_GLANCE, _NOISES = 600, (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # rows and noises of the first look at the plain scale
 
 
-def groups(tasks: Sequence[str]) -> list[list[int]]:
-    """Which targets share a learner: all regression targets one, each classification target its own."""
-    numeric = [i for i, task in enumerate(tasks) if task == "regression"]
-    return ([numeric] if numeric else []) + [[i] for i, task in enumerate(tasks) if task != "regression"]
+class _Ridge(KernelRidge):
+    """Remembers its left-out predictions, n c in the units of y."""
+
+    def _conformal(self, x: torch.Tensor, scaled: torch.Tensor, kept: np.ndarray) -> None:
+        self.left_out_ = self.target_.back(self._left_out.numpy())
+        super()._conformal(x, scaled, kept)
+
+
+def groups(targets: Sequence[Target], forms: Mapping[int, str] = {}) -> list[list[int]]:
+    """Which targets share a learner: all numbers one, apart from heavy tails; each classification target its own.
+
+    forms: of targets that are settled; with any other than plain a target is learned by itself.
+    """
+    numeric = [i for i, t in enumerate(targets) if t.task == "regression"]
+    alone = [i for i in numeric if forms.get(i, PLAIN) != PLAIN or heavy(targets[i].values)]
+    shared = [i for i in numeric if i not in alone]
+    rest = alone + [i for i, t in enumerate(targets) if t.task != "regression"]
+    return ([shared] if shared else []) + [[i] for i in rest]
 
 
 def is_local(rows: int, coordinates: int) -> bool:
@@ -47,12 +53,13 @@ def is_local(rows: int, coordinates: int) -> bool:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a learner learned: its targets, a kernel and its noise on coordinates of these names."""
+    """What a learner learned: its targets, a kernel and its noise on coordinates of these names, and its form."""
 
     targets: list[int]
     labels: list[str]
     kernel: Kernel
     noise: float
+    form: str = PLAIN
 
     def on(self, labels: Sequence[str]) -> tuple[Kernel, float] | None:
         """(kernel, noise) on other coordinates; new ones get the middle lengthscale. None where there is no way."""
@@ -70,9 +77,22 @@ class Lesson:
 
 def lessons(heads: Sequence[Head], labels: Sequence[str]) -> list[Lesson]:
     """What learners that search a kernel have learned."""
-    return [
-        Lesson(head.targets, list(labels), *head.model.learned()) for head in heads if hasattr(head.model, "learned")
-    ]
+    found = []
+    for head in heads:
+        if hasattr(head.model, "learned"):
+            kernel, noise = head.model.learned()
+            found.append(Lesson(head.targets, list(labels), kernel, noise, head.form()))
+    return found
+
+
+def usual_forms(learned: Sequence[Lesson]) -> dict[int, str]:
+    """For each target the form that most of those who learned it chose; none where two are as common."""
+    found: dict[int, Counter[str]] = {}
+    for lesson in learned:
+        for i in lesson.targets:
+            found.setdefault(i, Counter())[lesson.form] += 1
+    first = {i: forms.most_common(2) for i, forms in found.items()}
+    return {i: most[0][0] for i, most in first.items() if len(most) == 1 or most[0][1] > most[1][1]}
 
 
 def error(head: Head) -> float:
@@ -85,39 +105,127 @@ def hasty(head: Head) -> bool:
     return bool(head.model.plan_.hasty)
 
 
+def _ridge(x: np.ndarray, y: np.ndarray, seconds: float, seed: int, known: Sequence[Pair]) -> Any:
+    """A fitted regressor with its left-out predictions; y: n t."""
+    if is_local(*x.shape):
+        model: Any = NeighbourRidge(time_budget=seconds, random_state=seed)
+    else:
+        model = _Ridge(time_budget=seconds, random_state=seed).begin_at(known)
+    return model.fit(x, y if y.shape[1] > 1 else y[:, 0])
+
+
+def _plain(members: list[int], model: Any, y: np.ndarray) -> Head:
+    left = model.left_out_.reshape(y.shape)
+    pulls = [pull(true, found) for true, found in zip(y.T, left.T, strict=True)]
+    head = Head(members, model)
+    if any(p is not None for p in pulls):
+        head = replace(head, pulls=tuple(p or (0.0, 1.0) for p in pulls))
+    return replace(head, missed=y - head._pulled(left))
+
+
+def _logarithmic(members: list[int], model: Any, scale: LogScale, y: np.ndarray, form: str) -> Head:
+    """form: median, mean, or any other: whichever left-out rows are missed less by, in squares. y: n 1."""
+    t, left = scale.forward(y), model.left_out_.reshape(y.shape)
+    means = scale.seen(t, left)
+    medians = means.medians()
+    if form not in (MEDIAN, MEAN):
+        unit = float(np.abs(y).max()) or 1.0  # squares of large numbers overflow
+        errors = ((((y - scale.mean(left)) / unit) ** 2).mean() for scale in (means, medians))
+        form = MEAN if next(errors) < next(errors) else MEDIAN
+    chosen = means if form == MEAN else medians
+    drawn = pull(y[:, 0], chosen.mean(left)[:, 0])
+    return Head(members, model, chosen, () if drawn is None else (drawn,), t - left)
+
+
+def _hopeless(log: Head, x: np.ndarray, y: np.ndarray, seed: int) -> bool:
+    """Whether the plain scale is worse on some hundred rows, in squares and as a rule, with the other's kernel."""
+    rows = np.random.default_rng(seed).permutation(len(x))[:_GLANCE]
+    matrix, noise = kernel_matrix(log.model, x[rows])
+    values, vectors = np.linalg.eigh(matrix)
+    y, t = y[rows], log.forward(y[rows])
+
+    def missed(goal: np.ndarray, level: float) -> np.ndarray:
+        gain = 1 / (np.maximum(values, 0) + level)
+        return vectors @ (gain[:, None] * (vectors.T @ (goal - goal.mean()))) / (vectors**2 @ gain)[:, None]
+
+    plain = min((missed(y, level) for level in _NOISES), key=lambda wrong: float(np.linalg.norm(wrong)))
+    t = t - missed(t, noise)
+    usual = np.median(np.abs(plain)) > np.median(np.abs(y - log.back(t)))
+    return bool(usual and less(y - log.answer(t), plain))
+
+
+def _better(plain: Head, log: Head, y: np.ndarray) -> Head:
+    """By the squares that left-out rows are missed by."""
+    t = log.forward(y) - np.asarray(log.missed)
+    chosen = log if less(y - log.answer(t), np.asarray(plain.missed)) else plain
+    if stopped(plain):  # Ctrl-C that the other learner did not see
+        chosen.model.plan_ = replace(chosen.model.plan_, interrupted=True)
+    return chosen
+
+
 def fit_head(
     members: list[int],
     targets: Sequence[Target],
     x: np.ndarray,
     seconds: float,
     seed: int,
-    known: Sequence[tuple[Kernel, float]] = (),
+    known: Sequence[Pair] = (),
+    form: str | None = None,
 ) -> Head:
-    """Fit the learner of a group of targets on coordinates `x`, n x d. known: kernels and noises to consider."""
-    if targets[members[0]].task == "regression":
-        y = np.stack([targets[i].values for i in members], axis=1)
-        if is_local(*x.shape):
-            model = NeighbourRidge(time_budget=seconds, random_state=seed)
-        else:
-            model = KernelRidge(time_budget=seconds, random_state=seed).begin_at(known)
-        return Head(members, model.fit(x, y if len(members) > 1 else y[:, 0]))
-    model = KernelClassifier(time_budget=seconds, random_state=seed).begin_at(known)
-    return Head(members, model.fit(x, targets[members[0]].values))
+    """Fit the learner of a group of targets on coordinates `x`, n x d. known: kernels and noises to consider.
+
+    form: of its one target where that is settled; None: a heavy-tailed target is learned both ways, and left-out rows
+    choose.
+    """
+    if targets[members[0]].task != "regression":
+        model = KernelClassifier(time_budget=seconds, random_state=seed).begin_at(known)
+        return Head(members, model.fit(x, targets[members[0]].values))
+    y = np.stack([targets[i].values for i in members], axis=1)
+    if len(members) > 1 or form == PLAIN or (form is None and not heavy(y[:, 0])):
+        return _plain(members, _ridge(x, y, seconds, seed, known), y)
+    scale = LogScale.of(y[:, 0])
+    model = _ridge(x, scale.forward(y), seconds * (_FIRST if form is None else 1.0), seed, known)
+    log = _logarithmic(members, model, scale, y, form or "")
+    if form is not None or stopped(log) or _hopeless(log, x, y, seed):
+        return log
+    known = [*known, model.learned()] if hasattr(model, "learned") else known
+    plain = _plain(members, _ridge(x, y, seconds * (1 - _FIRST), seed, known), y)
+    return _better(plain, log, y)
 
 
-def predict(heads: Sequence[Head], classes: Sequence[int], x: np.ndarray) -> list[np.ndarray]:
-    """For each target n numbers, or n x classes chances; classes: how many each target has (0 for numbers)."""
+def latents(heads: Sequence[Head], classes: Sequence[int], x: np.ndarray) -> list[np.ndarray]:
+    """For each target n numbers on the scale of its learner, or n x classes chances."""
     found: list[np.ndarray] = [np.empty(0)] * len(classes)
     for head in heads:
         if classes[head.targets[0]] == 0:
-            values = np.asarray(head.model.predict(x), dtype=np.float64).reshape(len(x), len(head.targets))
-            for column, i in enumerate(head.targets):
-                found[i] = values[:, column]
+            for i, column in zip(head.targets, head.latent(x).T, strict=True):
+                found[i] = column
         else:
             chances = np.zeros((len(x), classes[head.targets[0]]))
             chances[:, np.asarray(head.model.classes_, dtype=int)] = head.model.predict_proba(x)
             found[head.targets[0]] = chances
     return found
+
+
+def predict_both(
+    heads: Sequence[Head], classes: Sequence[int], x: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(predictions, the middles of bands in the same units); for each target n numbers, or n x classes chances twice.
+
+    classes: how many each target has (0 for numbers).
+    """
+    found = latents(heads, classes, x)
+    middle = list(found)
+    for head in heads:
+        if head.scale is not None:
+            i = head.targets[0]
+            middle[i], found[i] = head.back(found[i]), head.answer(found[i][:, None])[:, 0]
+    return found, middle
+
+
+def predict(heads: Sequence[Head], classes: Sequence[int], x: np.ndarray) -> list[np.ndarray]:
+    """For each target n numbers, or n x classes chances; classes: how many each target has (0 for numbers)."""
+    return predict_both(heads, classes, x)[0]
 
 
 def stopped(head: Head) -> bool:
@@ -146,42 +254,3 @@ def kernel_matrix(model: Any, x: np.ndarray) -> tuple[np.ndarray, float]:
     with torch.no_grad():
         points = model.coordinates(x)
         return model.kernel_.block(points, points).numpy(), float(model.alpha_)
-
-
-def _in_words(kernel: Any) -> str:
-    names = {type(part).__name__ for part in kernel.modules()}
-    smooth = [float(nu) for part in kernel.modules() if (nu := getattr(part, "nu", None)) is not None]
-    if "Gaussian" in names:
-        return "very smooth functions: small changes of a row change its prediction only slightly and evenly"
-    if smooth:
-        return {
-            0.5: "continuous but rough functions: near rows are alike, with kinks and edges allowed",
-            1.5: "functions with a slope everywhere, but with sudden bends",
-            2.5: "smooth functions that may still bend quickly",
-        }.get(min(smooth), "functions of the smoothness that nu says")
-    if "Laplace" in names:
-        return "continuous but rough functions, each column counting by its own distance"
-    return "functions of the form that the kernel's name says"
-
-
-def describe(head: Head) -> dict[str, Any]:
-    """What the learner did, for the report."""
-    plan = head.model.plan_
-    items = [
-        ("algorithm", plan.algorithm),
-        ("rows", f"{plan.rows:,}"),
-        ("landmarks", f"{plan.landmarks:,}" if plan.landmarks else "none"),
-        ("precision", "float64" if plan.algorithm in ("cholesky", "neighbours") else "float32 products, float64 solve"),
-        ("jitter added", f"{plan.jitter:.1e}"),
-        ("residual of the solve", f"{plan.residual:.1e}" if plan.iterations else "direct solve"),
-        ("iterations", str(plan.iterations)),
-        ("memory planned", amount(plan.memory)),
-        ("seconds", f"{plan.seconds:.1f}"),
-    ]
-    return {
-        "title": head.name(),
-        "items": items,
-        "sentence": plan.sentence,
-        "kernel": repr(head.model.kernel_),
-        "kernel_sentence": _in_words(head.model.kernel_),
-    }

@@ -22,14 +22,15 @@ import torch
 
 from mercer.app import facts as say
 from mercer.app import insight
-from mercer.app.bands import Calibrator, Measured, measure_classes, measure_numbers, one_of_each
+from mercer.app.bands import Calibrator, Measured, as_wide_as, measure_classes, measure_numbers, one_of_each, unlike
 from mercer.app.card import write_card
 from mercer.app.cores import cores, threads
 from mercer.app.doctor import versions
 from mercer.app.fitting import FOLDS, Outcome, Trained, fit
 from mercer.app.folder import check_place, file_sha256
 from mercer.app.frame import unused
-from mercer.app.heads import describe, whereabouts
+from mercer.app.head import describe
+from mercer.app.heads import whereabouts
 from mercer.app.oof import Judged, to_table
 from mercer.app.prepared import Prepared, prepare
 from mercer.app.progress import Watch
@@ -99,6 +100,7 @@ def _judge(
     pair = insight.coordinates(ready.frame)
     at = np.stack([frame.columns[i].values for i in pair], axis=1) if pair else None
     known, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]
+    middles = [m[rows] for m in outcome.middle]
     kin = None if ready.groups is None else ready.groups[rows]
     x = trained.encoder.encode(frame)
     judged: dict[int, Judged] = {}
@@ -107,10 +109,15 @@ def _judge(
     for head in trained.heads:
         first = head.targets[0]
         if known[first].task == "regression":
-            true = np.stack([known[i].values for i in head.targets], axis=1)
-            middle = np.stack([found[i] for i in head.targets], axis=1)
+            true = head.forward(np.stack([known[i].values for i in head.targets], axis=1))
+            middle = head.forward(np.stack([middles[i] for i in head.targets], axis=1))
             local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed, allowed, kin)
+            everywhere = head.missed is not None and len(head.missed) == ready.frame.rows
+            local, times = as_wide_as(local, true - middle, np.asarray(head.missed)[rows] if everywhere else None)
+            if (times > 1).any():
+                outcome.notes.append(unlike([known[i].name for i in head.targets], times))
             calibrators.append(local)
+            done = [result.on(head.back) for result in done]
         else:
             sets, done = measure_classes(known[first].values, found[first], folds, seed, kin)
             calibrators.append(sets)
@@ -247,11 +254,14 @@ def compute(job: Job, watch: Watch) -> Fitted:
         if outcome.interrupted:
             watch.say("interrupted: keeping the best so far; press Ctrl-C again to drop it")
         watch.stage("calibrating")
+        said = len(outcome.notes)
         judged, measured, calibrators = _judge(outcome, outcome.best, ready, job.seed, job.seconds)
+        for note in outcome.notes[said:]:
+            watch.say(note)
         empty = [replace(t, values=np.empty(0)) for t in ready.targets]
         rows = outcome.judged()
         rows = rows if ready.groups is None else rows[one_of_each(ready.groups[rows], job.seed)]
-        chosen, found = [t.take(rows) for t in ready.targets], [f[rows] for f in outcome.found]
+        chosen, found = [t.take(rows) for t in ready.targets], [m[rows] for m in outcome.middle]
         witnesses = Witnesses.choose(outcome.best, ready.frame.take(rows), chosen, found, job.seed)
         model = Model(empty, outcome.best, calibrators, witnesses)
         learned = _insights(outcome, ready, model, job.seed, watch)

@@ -94,13 +94,30 @@ class TargetPart(BaseModel):
     form: Literal["number", "flag", "text"]
 
 
+_Power = Annotated[float, Field(ge=-700, le=700, allow_inf_nan=False)]  # beyond it exponentials are infinite
+
+
+class ScalePart(BaseModel):
+    """mercer.learn.tails.LogScale."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    centre: Finite
+    spread: Positive
+    even: Annotated[float, Field(ge=1, le=_LARGEST, allow_inf_nan=False)]
+    odd: Finite
+    low: _Power
+    high: _Power
+
+
 class HeadPart(BaseModel):
-    """A learner: the targets it predicts and its state without arrays."""
+    """A learner: the targets it predicts, its state without arrays, its scale, and how it is drawn to the mean."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     estimator: Literal["KernelRidge", "KernelClassifier", "NeighbourRidge"]
     targets: list[Annotated[int, Field(ge=0)]]
     state: dict[str, Any]
+    scale: ScalePart | None = None
+    pulls: list[Annotated[list[Finite], Field(min_length=2, max_length=2)]] = []
 
 
 class BandPart(BaseModel):

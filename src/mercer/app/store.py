@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from mercer.app.encoders import MeanEncoder
 from mercer.app.fitting import Trained
 from mercer.app.folder import check_files, read_arrays, read_manifest, write_folder
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.heads import ESTIMATORS, Head, predict, whereabouts
+from mercer.app.head import ESTIMATORS, Head
+from mercer.app.heads import predict, whereabouts
 from mercer.app.schema import VERSION, Manifest
 from mercer.app.targets import Target
 from mercer.app.unknown import Witnesses, patterns
 from mercer.app.words import one_line, shown
 from mercer.errors import DataError
+from mercer.learn.tails import LogScale
 
 _MOST_NOISE = 1e12  # relative to the kernel's diagonal: beyond it nothing at all is predicted
 _MOST = 1e100  # of the other numbers in a state
@@ -51,7 +53,8 @@ class Model:
         result: list[Interval | None] = [None] * len(self.targets)
         for head, calibrator in zip(self.trained.heads, self.calibrators, strict=True):
             if isinstance(calibrator, bands.LocalConformal):
-                middle = np.stack([found[i] for i in head.targets], axis=1)
+                given = np.stack([found[i] for i in head.targets], axis=1)
+                middle = given if head.scale is None else head.latent(x)
                 place = whereabouts(head, x, middle)
                 low, high = calibrator.interval(middle, place, bands.COVERAGE)
                 for gone, rows in unknown:
@@ -62,6 +65,7 @@ class Model:
                         )
                     low[rows] = np.minimum(low[rows], middle[rows] - half)
                     high[rows] = np.maximum(high[rows], middle[rows] + half)
+                low, high = head.back(low), head.back(high)
                 for column, i in enumerate(head.targets):
                     result[i] = (low[:, column], high[:, column])
         return result
@@ -97,7 +101,11 @@ def save(out: Path, model: Model, files: dict[str, bytes]) -> None:
     heads: list[dict[str, Any]] = []
     for i, head in enumerate(model.trained.heads):
         state, weights = head.model.get_state()
-        heads.append({"estimator": head.name(), "targets": head.targets, "state": state})
+        scale = None if head.scale is None else asdict(head.scale)
+        pulls = [list(p) for p in head.pulls]
+        heads.append(
+            {"estimator": head.name(), "targets": head.targets, "state": state, "scale": scale, "pulls": pulls}
+        )
         arrays |= _named(f"head.{i}", weights)
     calibration: list[dict[str, Any]] = []
     for i, calibrator in enumerate(model.calibrators):
@@ -126,6 +134,10 @@ def _check_head(head: Head, state: dict[str, Any], arrays: dict[str, np.ndarray]
     _require(model.n_features_in_ == coordinates, f"{coordinates} coordinates, {model.n_features_in_} in a learner")
     _require(arrays["points"].ndim == 2 and arrays["points"].shape[1] == coordinates, "columns of points")
     _require(len(arrays["points"]) > 0, "points")
+    _require(not head.pulls or (len(head.pulls) == width and not n), "pulls to the mean")
+    if head.scale is not None:
+        _require(len(head.targets) == 1 and not n, "a logarithmic scale of several targets")
+        _require(head.scale.low <= head.scale.high and abs(head.scale.odd) < head.scale.even, "a logarithmic scale")
     values = arrays["weights" if "weights" in arrays else "values"]
     if n:
         codes = np.asarray(model.classes_)
@@ -196,7 +208,8 @@ def _check(model: Model, manifest: Manifest, arrays: dict[str, np.ndarray]) -> N
     for i, (head, calibrator) in enumerate(zip(heads, model.calibrators, strict=True)):
         part = _part(f"head.{i}", arrays)
         _check_head(head, manifest.heads[i].state, part, coordinates, model.trained.classes[head.targets[0]])
-        found = np.stack(predict([Head(list(range(len(head.targets))), head.model)], _sizes(model, head), x), axis=-1)
+        alone = replace(head, targets=list(range(len(head.targets))))
+        found = np.stack(predict([alone], _sizes(model, head), x), axis=-1)
         _require(np.isfinite(found).all(), "predictions that are not finite")
         if isinstance(calibrator, bands.LocalConformal):
             _require(targets[head.targets[0]].task == "regression", "bands of classes")
@@ -221,7 +234,12 @@ def load(folder: Path) -> Model:
     try:
         encoder = TableEncoder.from_state([c.model_dump() for c in manifest.columns], arrays)
         heads = [
-            Head(h.targets, ESTIMATORS[h.estimator].from_state(h.state, _part(f"head.{i}", arrays)))
+            Head(
+                h.targets,
+                ESTIMATORS[h.estimator].from_state(h.state, _part(f"head.{i}", arrays)),
+                None if h.scale is None else LogScale(**h.scale.model_dump()),
+                tuple((to, kept) for to, kept in h.pulls),
+            )
             for i, h in enumerate(manifest.heads)
         ]
         calibrators = [

@@ -10,7 +10,8 @@ import numpy as np
 from mercer.app.bands import COVERAGE, ClassSets, conformal_rank
 from mercer.app.fitting import Trained
 from mercer.app.frame import Frame
-from mercer.app.heads import Head, predict, whereabouts
+from mercer.app.head import Head
+from mercer.app.heads import latents, whereabouts
 from mercer.app.targets import Target
 from mercer.learn.conformal import LocalConformal
 
@@ -23,7 +24,8 @@ class Witnesses:
     """Judged training rows, kept to see what a blank cell costs. t: targets.
 
     x: s x d coordinates; codes: s x t, the true class, 0 for numbers.
-    wrong: s x t, true minus predicted out of fold; for classes the chance given to the true class out of fold.
+    wrong: s x t, true minus the middle of the band out of fold, on the learner's scale; for classes the chance given to
+    the true class out of fold.
     """
 
     x: np.ndarray
@@ -34,23 +36,28 @@ class Witnesses:
     def choose(
         cls, trained: Trained, frame: Frame, targets: Sequence[Target], found: Sequence[np.ndarray], seed: int
     ) -> Witnesses:
-        """Up to 500 of the judged rows. found: their out-of-fold predictions."""
+        """Up to 500 of the judged rows. found: their out-of-fold chances, or middles of bands."""
         rows = np.sort(np.random.default_rng(seed).permutation(frame.rows)[:ROWS])
         wrong, codes = [], []
-        for target, values in zip(targets, found, strict=True):
+        own = {i: head for head in trained.heads for i in head.targets}
+        for i, (target, values) in enumerate(zip(targets, found, strict=True)):
             known, said = target.values[rows], values[rows]
             codes.append(known if target.classes else np.zeros(len(rows)))
-            wrong.append(said[np.arange(len(rows)), known.astype(int)] if target.classes else known - said)
+            wrong.append(
+                said[np.arange(len(rows)), known.astype(int)]
+                if target.classes
+                else own[i].forward(known) - own[i].forward(said)
+            )
         x = trained.encoder.encode(frame.take(rows))
         return cls(x, np.stack(wrong, axis=1), np.stack(codes, axis=1).astype(np.int64))
 
     def blanked(self, trained: Trained, gone: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """(coordinates, predictions, what `wrong` becomes for each target) with the columns `gone` unknown.
+        """(coordinates, latent predictions, what `wrong` becomes for each target) with the columns `gone` unknown.
 
         The out-of-fold residual plus how far the blank moves the prediction: no row vouches for itself.
         """
         x = np.where(gone[trained.encoder.sources()], trained.encoder.blank(), self.x)
-        usual, found = (predict(trained.heads, trained.classes, z) for z in (self.x, x))
+        usual, found = (latents(trained.heads, trained.classes, z) for z in (self.x, x))
         wrong = []
         for i, classes in enumerate(trained.classes):
             if classes:

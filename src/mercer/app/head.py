@@ -1,0 +1,137 @@
+"""A fitted learner with the targets that it predicts, the scale it learned them on, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mercer.app.targets import Target
+from mercer.app.words import amount, number, percent, shown
+from mercer.learn import KernelClassifier, KernelRidge
+from mercer.learn.neighbours import NeighbourRidge
+from mercer.learn.tails import LogScale, Pull
+
+ESTIMATORS: dict[str, Any] = {
+    "KernelRidge": KernelRidge, "KernelClassifier": KernelClassifier, "NeighbourRidge": NeighbourRidge,
+}  # fmt: skip
+PLAIN, MEDIAN, MEAN = "plain", "median", "mean"  # forms: y as it is; on a logarithmic scale, predicted by this
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted learner and the numbers of the targets that it predicts.
+
+    scale: that its one target was learned on; None: the target's own. pulls: for each target of a learner that was
+    worse than the mean how predictions are drawn to it. missed: n x t, what left-out rows were missed by, on the scale.
+    """
+
+    targets: list[int]
+    model: Any
+    scale: LogScale | None = None
+    pulls: tuple[Pull, ...] = ()
+    missed: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def name(self) -> str:
+        """The name of the learner in ESTIMATORS."""
+        return next(name for name, kind in ESTIMATORS.items() if isinstance(self.model, kind))
+
+    def form(self) -> str:
+        """plain, or what is predicted on the way back from a logarithmic scale."""
+        return PLAIN if self.scale is None else MEDIAN if self.scale == self.scale.medians() else MEAN
+
+    def forward(self, y: np.ndarray) -> np.ndarray:
+        """Numbers on the scale of the learner, where bands are even."""
+        return y if self.scale is None else self.scale.forward(y)
+
+    def back(self, t: np.ndarray) -> np.ndarray:
+        """Medians and ends of bands in the units of the target."""
+        return t if self.scale is None else self.scale.back(t)
+
+    def latent(self, x: np.ndarray) -> np.ndarray:
+        """Predictions on the scale of the learner, the middles of bands, n x t."""
+        t = np.asarray(self.model.predict(x), dtype=np.float64).reshape(len(x), len(self.targets))
+        return self._pulled(t) if self.scale is None else np.clip(t, self.scale.low, self.scale.high)
+
+    def answer(self, latent: np.ndarray) -> np.ndarray:
+        """The predictions of the targets that belong to latent ones."""
+        return latent if self.scale is None else self._pulled(self.scale.mean(latent))
+
+    def _pulled(self, found: np.ndarray) -> np.ndarray:
+        if not self.pulls:
+            return found
+        to, share = np.array(self.pulls).T
+        return np.where(share == 1, found, to + share * (found - to))
+
+
+def drawn(head: Head, target: int, to_mean: Pull) -> Head:
+    """The learner with the predictions of one target drawn to its mean, the more if they already were."""
+    pulls = list(head.pulls or [(0.0, 1.0)] * len(head.targets))
+    place = head.targets.index(target)
+    share = pulls[place][1] * to_mean[1]
+    pulls[place] = (to_mean[0], share)
+    return replace(head, pulls=tuple(pulls))
+
+
+def remarks(heads: Sequence[Head], targets: Sequence[Target]) -> list[str]:
+    """How targets were learned, where not plainly."""
+    found = []
+    for head in heads:
+        for place, i in enumerate(head.targets):
+            name = f"'{shown(targets[i].name)}'"
+            if head.scale is not None:
+                found.append(
+                    f"{name} has heavy tails and is learned on a logarithmic scale: predictions are {head.form()}s, "
+                    "bands are as lopsided as the target"
+                )
+            if head.pulls and head.pulls[place][1] < 1:
+                kept = percent(head.pulls[place][1], 0)
+                found.append(
+                    f"rows left out are predicted worse than by the mean of {name}: predictions keep {kept} of their "
+                    "distance to it"
+                )
+    return found
+
+
+def _in_words(kernel: Any) -> str:
+    names = {type(part).__name__ for part in kernel.modules()}
+    smooth = [float(nu) for part in kernel.modules() if (nu := getattr(part, "nu", None)) is not None]
+    if "Gaussian" in names:
+        return "very smooth functions: small changes of a row change its prediction only slightly and evenly"
+    if smooth:
+        return {
+            0.5: "continuous but rough functions: near rows are alike, with kinks and edges allowed",
+            1.5: "functions with a slope everywhere, but with sudden bends",
+            2.5: "smooth functions that may still bend quickly",
+        }.get(min(smooth), "functions of the smoothness that nu says")
+    if "Laplace" in names:
+        return "continuous but rough functions, each column counting by its own distance"
+    return "functions of the form that the kernel's name says"
+
+
+def describe(head: Head) -> dict[str, Any]:
+    """What the learner did, for the report."""
+    plan = head.model.plan_
+    items = [
+        ("algorithm", plan.algorithm),
+        ("rows", f"{plan.rows:,}"),
+        ("landmarks", f"{plan.landmarks:,}" if plan.landmarks else "none"),
+        ("precision", "float64" if plan.algorithm in ("cholesky", "neighbours") else "float32 products, float64 solve"),
+        ("jitter added", f"{plan.jitter:.1e}"),
+        ("residual of the solve", f"{plan.residual:.1e}" if plan.iterations else "direct solve"),
+        ("iterations", str(plan.iterations)),
+        ("memory planned", amount(plan.memory)),
+        ("seconds", f"{plan.seconds:.1f}"),
+    ]
+    if head.scale is not None:
+        begins = f"beyond {number(head.scale.spread)} from {number(head.scale.centre)}"
+        items.append(("scale of learning", f"logarithmic {begins}; predictions are {head.form()}s"))
+    return {
+        "title": head.name(),
+        "items": items,
+        "sentence": plan.sentence + ("" if head.scale is None else "; learned on a logarithmic scale"),
+        "kernel": repr(head.model.kernel_),
+        "kernel_sentence": _in_words(head.model.kernel_),
+    }
