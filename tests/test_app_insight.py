@@ -99,3 +99,21 @@ def test_every_number_of_a_stacked_table_carries_its_heading():
     assert [c for c in cells if c[0] == "n"] == [("n", h) for h in [NAMES[k] for k in row["scores"]] + ["time"]]
     narrow = (place / "report.css").read_text("utf-8").split("@media (max-width: 600px)")[1]
     assert "content: attr(data-head)" in narrow and "thead { display: none; }" in narrow
+
+
+def test_a_long_table_is_folded_after_the_ten_columns_that_matter_most():
+    def page(n):
+        column = {"kind": "number", "distinct": 9, "missing": 0.0, "summary": "", "note": ""}
+        facts = {
+            "columns": [{"name": f"c{i}", **column} for i in range(n)], "data_sentence": "", "notes": [],
+            "importance": [{"column": f"c{i}"} for i in reversed(range(n - 1))],
+        }  # fmt: skip
+        place = files("mercer.app") / "templates"
+        template = jinja2.Environment(autoescape=True).from_string((place / "report.html").read_text("utf-8"))
+        return template.render(sections=[opening.data(facts)], css="")
+
+    first, folded = page(40).split("<details>")
+    names = [re.findall(r'data-head="column">([^<]*)<', part) for part in (first, folded)]
+    assert names[0] == [f"c{i}" for i in range(38, 28, -1)] and "<summary>30 more</summary>" in folded
+    assert len(names[1]) == 30 and names[1][-1] == "c39"  # a column that is not used comes last
+    assert "<details>" not in page(12) and "script" not in first + folded

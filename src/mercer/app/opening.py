@@ -11,9 +11,10 @@ from mercer.app.words import fixed, number, percent, shown
 
 
 def data(facts: dict[str, Any]) -> Section:
-    """What went in."""
-    rows = []
-    for column in facts["columns"]:
+    """What went in, the columns that matter most first; the template folds a long table away."""
+    rows, places = [], {row["column"]: place for place, row in enumerate(facts.get("importance", []))}
+    columns = sorted(facts["columns"], key=lambda column: places.get(column["name"], len(places)))
+    for column in columns:
         cells = [
             shown(column["name"], 48), column["kind"], f"{column['distinct']:,}",
             percent(column["missing"]) if column["missing"] else "none", column["summary"], column["note"],
@@ -22,7 +23,7 @@ def data(facts: dict[str, Any]) -> Section:
     most = 60
     lines = [facts["data_sentence"]]
     if len(rows) > most:
-        lines.append(f"The first {most} of {len(rows)} columns are listed; run.json holds all.")
+        lines.append(f"Listed are the {most} of {len(rows)} columns that matter most; run.json holds all.")
     head = heads(
         ("column", "name"),
         ("type", "text"),
