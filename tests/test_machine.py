@@ -20,6 +20,7 @@ import mercer.machine.library as library
 import mercer.machine.rates as rates
 from mercer.app.calibrate import calibrate
 from mercer.kernels import (
+    ArcCosine,
     Constant,
     Cosine,
     ExpDot,
@@ -38,7 +39,7 @@ from mercer.machine import core
 from mercer.machine.build import build, compiler, cores
 from mercer.machine.job import Run, known, prepare
 from mercer.machine.schedule import rounds
-from mercer.operators import Fused, Tiled
+from mercer.operators import Fused, Normalised, Tiled
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for name in cores() if library.load(name) is not None]
@@ -128,7 +129,7 @@ PROGRAMS = [
     Gaussian([0.5, 1.0, 2.0]), Laplace(0.8), Matern(0.5, 0.8), Matern(1.5, 2.0), Matern(2.5),
     RationalQuadratic(0.9, 0.7), InverseMultiquadric(1.3), Riesz(), Wendland(3.0, 0), Wendland(3.0, 1),
     Wendland(3.0, 2), Linear(2.0), Polynomial(3, 1.5, 0.7), ExpDot(1.2), ExpDot(), Periodic(1.0, 2.0),
-    Cosine(3.0), Constant(0.7) + Gaussian(),
+    Cosine(3.0), Constant(0.7) + Gaussian(), ArcCosine(0), 0.5 * ArcCosine(1) + Gaussian(),
     2.0 * Matern(1.5) * Periodic() + Linear(), Gaussian().on([0, 2]) * Matern(0.5).on(1) + 0.3 * RationalQuadratic(),
     Gaussian().warp(torch.nn.Linear(3, 2, dtype=torch.float64)),
 ]  # fmt: skip
@@ -250,6 +251,143 @@ except KeyboardInterrupt:
     assert out.strip() == "stopped"
 
 
+def turned(d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of vectors at all angles, among them 0, pi and what is next to them, and zero vectors."""
+    x, y = draw(20, d, seed=seed), draw(40, d, seed=seed + 1)
+    y[:5], y[5:10] = x[:5], -3 * x[5:10]
+    for k in range(10):
+        y[10 + k] = (-1) ** k * x[k] + 10.0 ** (-k) * draw(d, seed=k)
+    x[19] = y[39] = 0
+    return x, y
+
+
+@needs_core
+@pytest.mark.parametrize("name", [*NAMES, "tiles"])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 30, 400])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_angles_are_exact_at_both_ends(name, d, dtype, monkeypatch):
+    """ArcCosine against Kahan's formula for the angle in extended precision: within docs/machine.md at 0 and at pi."""
+    x, y = (t.astype(dtype) for t in turned(d, d))
+    a, b = x.astype(np.longdouble), y.astype(np.longdouble)
+    na, nb = (np.sqrt(np.square(t).sum(1)) for t in (a, b))
+    left, right = a[:, None] * nb[None, :, None], b[None] * na[:, None, None]
+    angle = 2 * np.arctan2(*(np.sqrt(np.square(t).sum(-1)) for t in (left - right, left + right)))
+    size, eps = na[:, None] * nb, np.finfo(dtype).eps
+    pi = np.longdouble("3.14159265358979323846")
+    zero = np.where(size > 0, 1 - angle / pi, 0.5)
+    one = size * (np.sin(angle) + (pi - angle) * np.cos(angle)) / pi
+    sine = np.where(np.abs(np.cos(angle)) > 1 - (1e-3 if dtype == np.float32 else 1e-6), 1, np.sin(angle))
+    wrong = (4 if name == "tiles" else 1) * (d + 4) * eps / np.where(size > 0, sine, 1)  # tiles centre: |u|^2 to 4
+    for order, wanted, allowed in ((0, zero, wrong + 6 * eps), (1, one, size * (2 * d + 12) * eps)):
+        tiled = Tiled(ArcCosine(order), torch.from_numpy(x), torch.from_numpy(y))
+        if name != "tiles":
+            monkeypatch.setenv("MERCER_CORE", name)
+        with torch.no_grad():
+            found = (tiled if name == "tiles" else Fused(tiled)).dense().numpy()
+        gap = np.abs(found - wanted)
+        assert (gap <= allowed).all(), (order, float((gap / np.where(allowed > 0, allowed, 1)).max()))
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+def test_slopes_of_angles_near_the_ends(name, monkeypatch):
+    """By points that are nearly parallel, opposite or zero: the closed form, whose cos t and sin t do not cancel."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    for turn in (1e-9, 1e-4, 1.0, np.pi - 1e-4, np.pi - 1e-9):
+        there = torch.tensor([[np.cos(turn) - 2 * np.sin(turn), 2 * np.cos(turn) + np.sin(turn)]], dtype=torch.float64)
+        (slope,) = torch.autograd.grad((Fused(Tiled(ArcCosine(0), x, there)) @ there[:, :1]).sum(), x)
+        across = torch.tensor([[-2.0, 1.0]], dtype=torch.float64) / 5 / np.pi  # 1 - t / pi grows as x turns towards y
+        torch.testing.assert_close(slope, across * there[0, 0], rtol=2e-16 / min(turn, np.pi - turn) + 1e-13, atol=0)
+    for order in (0, 1):
+        nothing = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+        slope = torch.autograd.grad(
+            (Fused(Tiled(ArcCosine(order), x, nothing)) @ torch.ones(1, 1).double()).sum(), nothing
+        )
+        assert torch.equal(slope[0], torch.zeros(1, 2, dtype=torch.float64))
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "kernel", [ExpDot(1.0), Polynomial(2), Linear(), ArcCosine(0), ArcCosine(1), Gaussian()], ids=repr
+)
+def test_nan_is_never_lost(name, kernel, monkeypatch):
+    """A NaN in a point is in every product that meets it, and in no other."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x = torch.from_numpy(draw(9, 3)).float()
+    x[4, 1] = torch.nan
+    y, v = torch.from_numpy(draw(40, 3, seed=1)).float(), torch.ones(40, 1)
+    assert torch.equal((Fused(Tiled(kernel, x, y)) @ v).isnan()[:, 0], torch.arange(9) == 4)
+    assert (Fused(Tiled(kernel, y, x)) @ v[:9]).isnan().all()
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_softmax_in_one_pass(name, dtype, causal, size, monkeypatch):
+    """Scores to +-10^4, growing along a row: values and first gradients against float64, in one call of the core."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x, y, v, w = (draw(*s, seed=i) for i, s in enumerate(((2, 37, 3), (700, 3), (700, 2), (2, 37, 2))))
+    x, y = size * x, size * y[np.argsort(y[:, 0])]
+    leaves = [torch.from_numpy(t).to(dtype).requires_grad_() for t in (x, y, v)]
+    a, b, c = (t.detach().double().numpy() for t in leaves)
+    scores = a @ b.T
+    scores = np.where(np.tril(np.ones_like(scores)) > 0, scores, -np.inf) if causal else scores
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    called: list[str] = []
+    real = Run._launch
+    monkeypatch.setattr(
+        Run, "_launch", lambda run, what, *rest, **more: called.append(what) or real(run, what, *rest, **more)
+    )
+    op = Fused(Tiled(ExpDot(1.0), leaves[0], leaves[1]))
+    found = (op.tril() if causal else op).normalised() @ leaves[2]
+    assert called == ["softmax"]
+    wrong = 8 * torch.finfo(dtype).eps * (1 + (np.abs(a) @ np.abs(b).T).max())  # of exponents, and so of ratios
+    out = p @ c
+    assert np.abs(found.detach().numpy() - out).max() <= 2 * wrong * np.abs(c).max()
+    slopes = torch.autograd.grad((found * torch.from_numpy(w).to(dtype)).sum(), leaves)
+    inner = p * (w @ c.T - (w * out).sum(-1, keepdims=True))
+    wanted = (inner @ b, (np.swapaxes(inner, -1, -2) @ a).sum(0), (np.swapaxes(p, -1, -2) @ w).sum(0))
+    for got, true, scale in zip(slopes, wanted, (size, 37 * size, 37), strict=True):
+        assert np.abs(got.numpy() - true).max() <= 60 * wrong * scale
+    if dtype == torch.float64 and size == 1.0:
+        x2, y2, v2 = (t.detach().requires_grad_() for t in (leaves[0][0, :4], leaves[1][:5], leaves[2][:5]))
+        assert torch.autograd.gradgradcheck(
+            lambda x, y, v: Fused(Tiled(ExpDot(1.0), x, y)).normalised() @ v, (x2, y2, v2)
+        )
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
+def test_softmax_of_very_small_numbers(name, monkeypatch):
+    """Rows whose largest score is -10^4: the columns that fill a panel up are not among them, in gradients too."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x = (100 + torch.from_numpy(draw(7, 2))).requires_grad_()
+    y, v = (-50 - torch.from_numpy(draw(13, 2, seed=1))).requires_grad_(), torch.from_numpy(draw(13, 1, seed=2))
+    kernel = ExpDot([1.0, 1.0])
+    scores = (x / kernel.lengthscale) @ (y / kernel.lengthscale).mT
+    op = Fused(Tiled(kernel, x, y))
+    for found in (op.normalised() @ v, Normalised(op.stabilised()) @ v):
+        wanted = scores.softmax(-1) @ v
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        by = (x, y, *kernel.parameters())
+        pairs = zip(*(torch.autograd.grad(t.sum(), by, retain_graph=True) for t in (found, wanted)), strict=True)
+        for got, true in pairs:
+            torch.testing.assert_close(got, true, rtol=1e-7, atol=1e-7)
+
+
+@needs_core
+def test_softmax_of_rows_without_columns_is_zero():
+    """Rows of an upper triangle beyond the last column have nothing to average."""
+    x, y = torch.from_numpy(draw(9, 2)), torch.from_numpy(draw(4, 2, seed=1))
+    found = Fused(Tiled(ExpDot(1.0), x, y, part="upper")).normalised() @ torch.ones(4, 1, dtype=torch.float64)
+    torch.testing.assert_close(found[:, 0], (torch.arange(9) < 4).double())
+
+
 @needs_core
 def test_log_sums_do_not_overflow():
     x, y = 40 * torch.from_numpy(draw(9, 4)), 40 * torch.from_numpy(draw(300, 4, seed=1))
@@ -291,7 +429,8 @@ from mercer.operators import Fused, Tiled
 from mercer.kernels import *
 torch.set_num_threads(1)
 kernels = [Gaussian(), Gaussian([1.0, 2.0, 1.0, 1.0, 1.0, 0.5]), Laplace(), Matern(0.5), RationalQuadratic(),
-           ExpDot(1.0), Polynomial(2), Wendland(3.0, 1, 7), 0.5 * Matern(2.5) + Linear() * Riesz() + Constant()]
+           ExpDot(1.0), Polynomial(2), ArcCosine(0), ArcCosine(1),
+           Wendland(3.0, 1, 7), 0.5 * Matern(2.5) + Linear() * Riesz() + Constant()]
 for dtype in (torch.float32, torch.float64):
     for n, m, d, r in ((1, 1, 1, 1), (7, 65, 3, 1), (131, 67, 6, 3), (5, 700, 6, 9), (50, 1, 6, 1)):
         for kernel in kernels:

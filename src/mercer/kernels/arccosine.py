@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mercer.claims import PSD, Claim
-from mercer.kernel import Kernel
+from mercer.kernel import Kernel, Step
 from mercer.kernels.chain import chain, off_zero
 from mercer.numerics import squared_distance
 from mercer.shapes import shapes
+from mercer.statistic import Statistic
 
 
 def _angle(s: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ _ZERO = (
 def _norm(x: Tensor) -> Tensor:
     """|x|, `... n 1`, with all derivatives 0 at the zero vector."""
     square = x.square().sum(-1, keepdim=True)
-    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+    return torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).sqrt())
 
 
 def _one(s: Tensor) -> Tensor:
@@ -38,6 +39,17 @@ def _one(s: Tensor) -> Tensor:
 
 
 _ONE = (_one, lambda s: -0.5 * _ZERO[0](s), lambda s: -0.5 * _ZERO[1](s))
+
+
+def _directions(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x / |x| and y / |y|; a zero vector stays, and so is at a right angle to all."""
+    u, v = (torch.where(n == 0, 0.0, t / torch.where(n == 0, 1, n)) for t, n in ((x, _norm(x)), (y, _norm(y))))
+    return u, u if y is x else v
+
+
+def _norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    size = _norm(x)
+    return size, size if y is x else _norm(y)
 
 
 class ArcCosine(Kernel):
@@ -59,14 +71,24 @@ class ArcCosine(Kernel):
 
     @shapes("x: ... n d, y: ... m d -> ... n m")
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        size_x, size_y = (_norm(t) for t in (x, y))
-        u, v = (t / torch.where(size > 0, size, 1) for t, size in ((x, size_x), (y, size_y)))
-        nonzero = (size_x > 0) & (size_y > 0).mT
-        s = torch.where(nonzero, squared_distance(u, v, kink=True), 2.0)
+        size_x, size_y = _norms(x, y)
+        u, v = _directions(x, y)
+        nonzero = (size_x != 0) & (size_y != 0).mT
+        near, far = (squared_distance(u, w, kink=True) for w in (v, -v))
+        opposite = nonzero & (near > 2)  # there the angle is what it lacks of pi: exact at that end as well
+        s = torch.where(nonzero, torch.where(opposite, far, near), 2.0)
         if self.order == 0:
-            return chain(s, *_ZERO)
-        return size_x * size_y.mT * chain(s, *_ONE)
+            found = chain(s, *_ZERO)
+            return torch.where(opposite, 1 - found, found)
+        found = chain(s, *_ONE)
+        return size_x * size_y.mT * torch.where(opposite, found - 1 + s / 2, found)
 
     def diagonal(self, x: Tensor) -> Tensor:
         square = x.square().sum(-1)
         return torch.where(square > 0, 1.0, 0.5).to(x) if self.order == 0 else square
+
+    def program(self) -> list[Step] | None:
+        angle = Step("arccosine", (self.order,), Statistic.DOT, _directions)
+        if self.order == 0:
+            return [angle]
+        return [angle, Step("identity", (), Statistic.DOT, _norms), Step("multiply")]

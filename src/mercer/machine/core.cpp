@@ -61,13 +61,25 @@ template <class T> INLINE void store(T* p, Vec<T> v) { *reinterpret_cast<Vec<T>*
 template <class T> INLINE Vec<T> bits(Int<T> v) { return reinterpret_cast<Vec<T>>(v); }
 template <class T> INLINE Int<T> bits(Vec<T> v, T) { return reinterpret_cast<Int<T>>(v); }
 
+#if defined(__AVX512F__) || defined(__AVX2__)
+#define VECTOR_OPERATIONS(BITS)                                                                                  \
+  INLINE Vec<float> root(Vec<float> v) { return (Vec<float>)_mm##BITS##_sqrt_ps((__m##BITS)v); }                  \
+  INLINE Vec<double> root(Vec<double> v) { return (Vec<double>)_mm##BITS##_sqrt_pd((__m##BITS##d)v); }            \
+  INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {                                                         \
+    return (Vec<float>)_mm##BITS##_max_ps((__m##BITS)a, (__m##BITS)b);                                            \
+  }                                                                                                              \
+  INLINE Vec<double> larger(Vec<double> a, Vec<double> b) {                                                      \
+    return (Vec<double>)_mm##BITS##_max_pd((__m##BITS##d)a, (__m##BITS##d)b);                                     \
+  }                                                                                                              \
+  INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {                                                        \
+    return (Vec<float>)_mm##BITS##_min_ps((__m##BITS)a, (__m##BITS)b);                                            \
+  }                                                                                                              \
+  INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) {                                                     \
+    return (Vec<double>)_mm##BITS##_min_pd((__m##BITS##d)a, (__m##BITS##d)b);                                     \
+  }
+#endif
 #if defined(__AVX512F__)
-INLINE Vec<float> root(Vec<float> v) { return (Vec<float>)_mm512_sqrt_ps((__m512)v); }
-INLINE Vec<double> root(Vec<double> v) { return (Vec<double>)_mm512_sqrt_pd((__m512d)v); }
-INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return (Vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b); }
-INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_min_ps((__m512)a, (__m512)b); }
-INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) { return (Vec<double>)_mm512_min_pd((__m512d)a, (__m512d)b); }
+VECTOR_OPERATIONS(512)
 INLINE bool any_above(Vec<float> a, float b) {
   return _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(b), _CMP_GT_OQ) != 0;
 }
@@ -77,12 +89,7 @@ INLINE bool any_above(Vec<double> a, double b) {
 INLINE float sum(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE double sum(Vec<double> v) { return _mm512_reduce_add_pd((__m512d)v); }
 #elif defined(__AVX2__)
-INLINE Vec<float> root(Vec<float> v) { return (Vec<float>)_mm256_sqrt_ps((__m256)v); }
-INLINE Vec<double> root(Vec<double> v) { return (Vec<double>)_mm256_sqrt_pd((__m256d)v); }
-INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return (Vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b); }
-INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_min_ps((__m256)a, (__m256)b); }
-INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) { return (Vec<double>)_mm256_min_pd((__m256d)a, (__m256d)b); }
+VECTOR_OPERATIONS(256)
 INLINE bool any_above(Vec<float> a, float b) {
   return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, _mm256_set1_ps(b), _CMP_GT_OQ)) != 0;
 }
@@ -146,17 +153,23 @@ constexpr double ATANH_FLOAT[] = {0.999999999314782428, 0.333334077407551237, 0.
 constexpr double ATANH_DOUBLE[] = {1.0, 0.333333333333333292, 0.200000000000037554, 0.142857142844070365,
                                    0.111111113388329043, 0.0909088684009059562, 0.076935817138699277,
                                    0.0662435351603384489, 0.0663130579096023163};
+constexpr double ASIN_FLOAT[] = {0.166666600007411389, 0.0750050366286103433, 0.0445170431883409113,
+                                 0.0318070999457727956, 0.0144405160481713389, 0.0375143093868676386};
+constexpr double ASIN_DOUBLE[] = {0.16666666666665409,   0.0750000000033699948, 0.0446428568283393036,
+                                  0.0303819591365506048, 0.0223717580597950474, 0.0173597046289141529,
+                                  0.0138852367490742206, 0.0121692034174447786, 0.006528010081286896,
+                                  0.0195281721034306329, -0.0162241103815808318, 0.0319121748577576775};
 constexpr double LOG2_E = 1.44269504088896340736, LN2 = 0.69314718055994530942;
 
 template <class T> struct Layout;
 template <> struct Layout<float> {
   static constexpr int MANTISSA = 23;
-  static constexpr float MAGIC = 12582912.0f, LOWEST = -126.0f, HIGHEST = 127.99999f, HUGE_EXPONENT = 1e30f,
+  static constexpr float MAGIC = 12582912.0f, LEAST_CHORD = 1e-30f, LOWEST = -126.0f, HIGHEST = 127.99999f, HUGE_EXPONENT = 1e30f,
                          LARGEST = 1e35f;
 };
 template <> struct Layout<double> {
   static constexpr int MANTISSA = 52;
-  static constexpr double MAGIC = 6755399441055744.0, LOWEST = -1022.0, HIGHEST = 1023.9999999999, HUGE_EXPONENT = 1e300, LARGEST = 1e300;
+  static constexpr double MAGIC = 6755399441055744.0, LEAST_CHORD = 1e-200, LOWEST = -1022.0, HIGHEST = 1023.9999999999, HUGE_EXPONENT = 1e300, LARGEST = 1e300;
 };
 
 // 2^x for finite x; 0 where it underflows, infinity where it overflows
@@ -207,15 +220,24 @@ template <class T> INLINE Vec<T> log2_1p(Vec<T> z) {
   return __builtin_convertvector(power, Vec<T>) + T(LOG2_E) * (T(2) * t * p + lost);
 }
 
+// asin(z), 0 <= z <= 1/2
+template <class T> INLINE Vec<T> asin(Vec<T> z) {
+  const Vec<T> t = z * z;
+  if constexpr (sizeof(T) == 4)
+    return z + z * t * horner<T>(t, ASIN_FLOAT);
+  else
+    return z + z * t * horner<T>(t, ASIN_DOUBLE);
+}
+
 // ---- profiles: the kernel's value, and its derivative ----
 // A distance arrives as h = -gain s, a dot product as h = gain s: the factor spares the profile a multiplication, the
 // sign a negation. Slopes are with respect to h. ON: the statistics that the profile may be taken of.
 
-enum Op : int32_t { EXPONENTIAL, MATERN_12, MATERN_32, MATERN_52, POWER, POLYNOMIAL, WENDLAND, ROOT, IDENTITY,
-                    CONSTANT, SCALE, ADD, MULTIPLY };
+enum Op : int32_t { EXPONENTIAL, MATERN_12, MATERN_32, MATERN_52, POWER, POLYNOMIAL, WENDLAND, ROOT, ARCCOSINE,
+                    IDENTITY, CONSTANT, SCALE, ADD, MULTIPLY };
 enum Statistic : int32_t { SQUARED, DISTANCE, ABSOLUTE, DOT };  // DISTANCE: squared, for profiles with a kink at zero
 
-constexpr int ON_SQUARED = 1, ON_ABSOLUTE = 2, ON_DOT = 4, ON_ALL = 7;
+constexpr int ON_SQUARED = 1, ON_ABSOLUTE = 2, ON_DOT = 4, ON_ANGLE = 8, ON_ALL = 15;
 
 template <class T> struct Exponential {  // exp(p0 s); p0 < 0 for distances, > 0 for dot products
   static constexpr int ON = ON_ALL;
@@ -293,6 +315,33 @@ template <class T> struct Root {  // -sqrt(s), the kernel of the energy distance
   INLINE Vec<T> value(Vec<T> h) const { return -root(-h); }
   INLINE Vec<T> slope(Vec<T> h, Vec<T>) const { return h < T(0) ? T(0.5) / root(-h) : Vec<T>{}; }
 };
+// Of the angle t between unit vectors: 1 - t / pi (p0 = 0) or (sin t + (pi - t) cos t) / pi (p0 = 1). h is the squared
+// chord between u and v where they point the same way, minus that between u and -v where they do not, never 0: the
+// angle is then as exact near 0 and pi as anywhere. Slopes are with respect to cos t.
+template <class T> struct ArcCosine {
+  static constexpr int ON = ON_ANGLE;
+  static constexpr T INVERSE_PI = T(0.31830988618379067154);
+  bool zero;
+  explicit ArcCosine(const double* p) : zero(p[0] == 0) {}
+  static double gain(const double*) { return 1; }
+  INLINE Vec<T> turn(Vec<T> q) const {  // the angle to the nearer of v and -v, in units of pi
+    const Vec<T> wide = T(1) - T(0.5) * q, z = q <= T(1) ? T(0.5) * root(q) : wide;
+    const Vec<T> half = asin<T>(z) * INVERSE_PI;
+    return q <= T(1) ? half + half : T(0.5) - half;
+  }
+  INLINE Vec<T> value(Vec<T> h) const {
+    const Vec<T> q = magnitude<T>(h), t = turn(q);
+    if (zero) return h > T(0) ? T(1) - t : t;
+    const Vec<T> sine = T(0.5 * INVERSE_PI) * root(q * (T(4) - q)), cosine = T(1) - T(0.5) * q;
+    return sine + (h > T(0) ? (T(1) - t) * cosine : -t * cosine);
+  }
+  INLINE Vec<T> slope(Vec<T> h, Vec<T>) const {
+    const Vec<T> q = magnitude<T>(h);
+    if (zero) return q > Layout<T>::LEAST_CHORD ? T(2 * INVERSE_PI) / root(q * (T(4) - q)) : Vec<T>{};
+    const Vec<T> t = turn(q);
+    return h > T(0) ? T(1) - t : t;
+  }
+};
 template <class T> struct Identity {
   static constexpr int ON = ON_DOT;
   explicit Identity(const double*) {}
@@ -311,6 +360,7 @@ template <class T, class F> INLINE auto with_profile(int32_t op, const double* p
     case POLYNOMIAL: return f(Polynomial<T>(p));
     case WENDLAND: return f(Wendland<T>(p));
     case ROOT: return f(Root<T>(p));
+    case ARCCOSINE: return f(ArcCosine<T>(p));
     default: return f(Identity<T>(p));
   }
 }
@@ -338,7 +388,7 @@ struct Job {
   int64_t v_stride;
   void* out;  // n r
   int64_t out_stride;
-  double* sums;  // n r (m r for `normal`): results are added here and not written to out
+  double* sums;  // n r (m r for `normal`): results are added here and not written to out; n, written, for `softmax`
   const void* weights;  // n r: factors of K v in K^T (weights * K v), or null
   int64_t weights_stride;
   const void *row_bias, *column_bias;  // n and m, added to the statistic of a dot product, or null
@@ -362,11 +412,12 @@ int64_t rounded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; 
 template <class T> struct Program {
   const Job& job;
   double gain[FACTORS], factor[FACTORS];  // of the statistic, and of the packed coordinates
-  bool direct[FACTORS], squared[FACTORS], kink[FACTORS];
+  bool direct[FACTORS], squared[FACTORS], kink[FACTORS], angle[FACTORS];
   explicit Program(const Job& j) : job(j) {
-    for (int f = 0; f < j.factor_count; ++f) gain[f] = 1;
+    for (int f = 0; f < j.factor_count; ++f) gain[f] = 1, angle[f] = false;
     for (int s = 0; s < j.step_count; ++s) {
       const Step& step = j.steps[s];
+      if (step.op == ARCCOSINE) angle[step.factor] = true;
       if (step.op <= IDENTITY)
         gain[step.factor] = with_profile<T>(step.op, step.p, [&](auto q) { return decltype(q)::gain(step.p); });
     }
@@ -391,6 +442,7 @@ double pack(const Program<T>& program, int f, bool rows, int64_t begin, int64_t 
   const int64_t stride = rows ? part.x_stride : part.y_stride;
   const T* from = static_cast<const T*>(rows ? part.x : part.y) + begin * stride;
   const void* extra = rows ? program.job.row_bias : program.job.column_bias;
+  const bool biased = program.job.row_bias || program.job.column_bias;
   double largest = 0;
   for (int64_t g = 0; g < room; g += group) {
     T* block = to + g * d;
@@ -408,10 +460,10 @@ double pack(const Program<T>& program, int f, bool rows, int64_t begin, int64_t 
       }
     }
     for (int q = 0; q < group; ++q) {
-      bias[g + q] = 0;
+      bias[g + q] = biased && q >= here ? -Layout<T>::HUGE_EXPONENT : T(0);  // where nothing is, exponents vanish
       double norm = 0;
       for (int k = 0; k < d; ++k) norm += double(block[int64_t(k) * group + q]) * block[int64_t(k) * group + q];
-      if (!(0.5 * norm <= largest)) largest = 0.5 * norm;
+      if (largest == largest && !(0.5 * norm <= largest)) largest = 0.5 * norm;  // a NaN stays
       if (program.expanded(f)) {
         bias[g + q] = T(-0.5 * norm);
       } else if (extra && q < here) {
@@ -434,9 +486,26 @@ template <class T> __attribute__((noinline)) void differences(const T* x, const 
     }
   for (int w = 0; w < VECTORS; ++w) h[w] = T(0.5) * acc[w];
 }
+// The chords that ArcCosine takes, from the dot products of unit vectors, for pairs so
+// near that the differences (or sums) say more. h: the dot products, replaced.
+template <class T> __attribute__((noinline)) void chords(const T* x, const T* y, int d, int P, Vec<T>* h) {
+  Vec<T> near[VECTORS] = {}, far[VECTORS] = {};
+  for (int k = 0; k < d; ++k)
+    for (int w = 0; w < VECTORS; ++w) {
+      const Vec<T> column = load(y + int64_t(k) * P + w * LANES<T>);
+      const Vec<T> gap = column - x[k * STRIP], sum = column + x[k * STRIP];
+      near[w] += gap * gap, far[w] += sum * sum;
+    }
+  for (int w = 0; w < VECTORS; ++w) {
+    const Vec<T> exact = larger(all<T>(Layout<T>::LEAST_CHORD), h[w] > T(0) ? near[w] : far[w]);
+    const Vec<T> size = magnitude<T>(h[w]), q = size > T(1) - NEAR<T> ? exact : T(2) - T(2) * size;
+    h[w] = h[w] > T(0) ? q : -q;
+  }
+}
 // Dot products, or minus the squared distances by the expanded form. `low`: the least yb where pairs too near for the
 // expanded form are to be found and computed from their differences, else 1.
-template <class T, bool SQUARED_FORM, class Sink>
+enum Form { PLAIN, SQUARES, CHORDS };
+template <class T, Form FORM, class Sink>
 INLINE void dots(const T* xs, const T* ys, int d, int P, const T* xb, const T* yb, T low, Sink&& sink) {
   constexpr int L = LANES<T>;
   for (int p = 0; p < P; p += VECTORS * L) {
@@ -451,7 +520,22 @@ INLINE void dots(const T* xs, const T* ys, int d, int P, const T* xb, const T* y
         UNROLL for (int w = 0; w < VECTORS; ++w) acc[i][w] += column[w] * x[i];
     }
     UNROLL for (int i = 0; i < STRIP; ++i) {
-      if (SQUARED_FORM) {
+      if (FORM == CHORDS) {
+        Vec<T> most = magnitude<T>(acc[i][0]);
+        UNROLL for (int w = 1; w < VECTORS; ++w) most = larger(most, magnitude<T>(acc[i][w]));
+        if (__builtin_expect(any_above(most, T(1) - NEAR<T>), 0)) {
+          Vec<T> exact[VECTORS];
+          UNROLL for (int w = 0; w < VECTORS; ++w) exact[w] = acc[i][w];
+          chords<T>(xs + i, ys + p, d, P, exact);
+          UNROLL for (int w = 0; w < VECTORS; ++w) acc[i][w] = exact[w];
+        } else {
+          UNROLL for (int w = 0; w < VECTORS; ++w) {
+            const Vec<T> q = T(2) - T(2) * magnitude<T>(acc[i][w]);
+            acc[i][w] = acc[i][w] > T(0) ? q : -q;
+          }
+        }
+      }
+      if (FORM == SQUARES) {
         Vec<T> top = acc[i][0];
         UNROLL for (int w = 1; w < VECTORS; ++w) top = larger(top, acc[i][w]);
         if (__builtin_expect(low <= 0 && any_above(top, (xb[i] + low) * NEAR<T>), 0)) {
@@ -525,6 +609,8 @@ struct Arena {
   ~Arena() { free(base); }
 };
 
+INLINE double power_of_two(double x) { return exp2<double>(all<double>(x))[0]; }
+
 template <class T> struct Work {
   const Job& job;
   Program<T> program;
@@ -533,7 +619,7 @@ template <class T> struct Work {
   int64_t rows;
   bool tape;
   T *xs[FACTORS], *xb[FACTORS], *ys[FACTORS], *yb[FACTORS], *stat[FACTORS], *value[STEPS], *adjoint[STEPS], *vp, *lp, *cp;
-  double *acc, *dacc[FACTORS], *mass[FACTORS];
+  double *acc, *state, *dacc[FACTORS], *mass[FACTORS];
   double x_norm[FACTORS], y_norm[FACTORS];
   int64_t panels = 1;  // how many panels of columns are packed at once
   bool keeps = false;  // whether one strip of all of them is kept
@@ -578,7 +664,7 @@ template <class T> struct Work {
           get(value[s], STRIP * P);
           if (tape) get(adjoint[s], STRIP * P);
         }
-      get(all_v, panels * job.r * P + 1), get(acc, rows * (job.r < 2 ? 2 : job.r));
+      get(all_v, panels * job.r * P + 1), get(acc, rows * job.r + 1), get(state, 2 * rows);
       get(lp, rows * job.r), get(cp, panels * job.r * P + 1), get(norms, panels * FACTORS);
       get(kept, keeps ? panels * STRIP * P : 1);
       if (!pass && !arena.open()) return false;
@@ -597,8 +683,10 @@ template <class T> struct Work {
   template <class P1> struct std_remove;
   template <class E> struct std_remove<E*&> { typedef E type; };
 
-  // False where squared distances would overflow.
-  bool fits(int f, double norm) const { return norm < Layout<T>::LARGEST || job.factors[f].statistic == DOT; }
+  // False where squared distances would overflow, and where numbers are not finite: vector maxima drop NaN.
+  bool fits(int f, double norm) const {
+    return norm < (job.factors[f].statistic == DOT ? __builtin_inf() : double(Layout<T>::LARGEST));
+  }
   bool take_rows(int64_t begin, int64_t count) {
     for (int f = 0; f < job.factor_count; ++f) {
       x_norm[f] = pack<T>(program, f, true, begin, count, rounded(count, STRIP), STRIP, xs[f], xb[f]);
@@ -623,11 +711,13 @@ template <class T> struct Work {
     if constexpr (ON & ON_ABSOLUTE)
       if (kind == ABSOLUTE) return gaps<T, true>(x, ys[f], d, P, sink);
     if constexpr (ON & ON_DOT)
-      if (kind == DOT) return dots<T, false>(x, ys[f], d, P, xb[f] + strip, yb[f], T(1), sink);
+      if (kind == DOT && !program.angle[f]) return dots<T, PLAIN>(x, ys[f], d, P, xb[f] + strip, yb[f], T(1), sink);
+    if constexpr (ON & ON_ANGLE)
+      if (program.angle[f]) return dots<T, CHORDS>(x, ys[f], d, P, xb[f] + strip, yb[f], T(1), sink);
     if constexpr (ON & ON_SQUARED) {
       if (program.direct[f]) return gaps<T, false>(x, ys[f], d, P, sink);
       const bool check = program.kink[f] || (x_norm[f] + y_norm[f]) * EPS<T> > HARMLESS;
-      dots<T, true>(x, ys[f], d, P, xb[f] + strip, yb[f], check ? T(-y_norm[f]) : T(1), sink);
+      dots<T, SQUARES>(x, ys[f], d, P, xb[f] + strip, yb[f], check ? T(-y_norm[f]) : T(1), sink);
     }
   }
   auto storing(T* s) {
@@ -691,6 +781,34 @@ template <class T> struct Work {
   }
   bool outside(int64_t row, int64_t high, int64_t column, int64_t count) const {
     return job.part == 1 ? column > row + high - 1 : job.part == 2 && column + count - 1 < row;
+  }
+  // row i of the statistics becomes 2^(h - largest so far), zero outside the causal part; acc and the sum follow
+  void rise(int i, int64_t row, int64_t column, int64_t wide, double* state, double* sums) {
+    T* h = stat[0] + i * P;
+    const int64_t from = job.part == 2 && row > column ? row - column : 0;
+    const int64_t to = job.part == 1 && row + 1 - column < wide ? row + 1 - column : wide;
+    if (from >= to) {
+      memset(h, 0, sizeof(T) * size_t(P));
+      return;
+    }
+    for (int64_t p = 0; p < from; ++p) h[p] = -Layout<T>::HUGE_EXPONENT;
+    for (int64_t p = to; p < P; ++p) h[p] = -Layout<T>::HUGE_EXPONENT;
+    Vec<T> most = load(h);
+    for (int p = LANES<T>; p < P; p += LANES<T>) most = larger(most, load(h + p));
+    T peak = T(state[0]);
+    for (int l = 0; l < LANES<T>; ++l) peak = most[l] > peak ? most[l] : peak;
+    if (double(peak) > state[0]) {
+      const double shrink = power_of_two(state[0] - double(peak));
+      state[0] = double(peak), state[1] *= shrink;
+      for (int c = 0; c < job.r; ++c) sums[c] *= shrink;
+    }
+    Vec<T> acc = {};
+    for (int p = 0; p < P; p += LANES<T>) {
+      const Vec<T> k = exp2<T>(load(h + p) - peak);
+      store(h + p, k);
+      acc += k;
+    }
+    state[1] += sum(acc);
   }
   // kernel values of a strip, in the buffer that is returned
   T* evaluate(int64_t strip) {
@@ -876,15 +994,19 @@ template <class T> int block(const Job& job) {
 
 // ---- gradients of sum_ij (left_i . v_j) k(x_i, y_j) ----
 
-// out[i d + k] += sum_p c[i P + p] (y_k - x_k), or the sign of that difference
-template <class T, bool SIGN> void gap_sums(const T* xs, const T* ys, int d, int P, const T* c, double* out) {
+// out[i d + k] += sum_p c[i P + p] (y_k - x_k), or the sign of that difference, or y_k + x_k where h is negative: the
+// slope of an angle has no bound, times the chord it has, and what x adds is along x, where an angle has no slope
+enum Gap { DIFFERENCE, SIGN, CHORD };
+template <class T, Gap KIND>
+void gap_sums(const T* xs, const T* ys, int d, int P, const T* c, double* out, const T* h = nullptr) {
   for (int k = 0; k < d; ++k) {
     Vec<T> acc[STRIP] = {};
     for (int p = 0; p < P; p += LANES<T>) {
       const Vec<T> y = load(ys + int64_t(k) * P + p);
       UNROLL for (int i = 0; i < STRIP; ++i) {
-        const Vec<T> gap = y - xs[k * STRIP + i], weight = load(c + i * P + p);
-        if (SIGN)
+        const Vec<T> x = all<T>(xs[k * STRIP + i]), weight = load(c + i * P + p);
+        const Vec<T> gap = y - (KIND == CHORD ? (load(h + i * P + p) < T(0) ? -x : x) : x);
+        if (KIND == SIGN)
           acc[i] += gap > T(0) ? weight : gap < T(0) ? -weight : Vec<T>{};
         else
           acc[i] += weight * gap;
@@ -937,6 +1059,7 @@ template <class T> struct Gradient {
         with_profile<T>(step.op, step.p, [&](auto profile) {
           for (int p = 0; p < count; p += LANES<T>) store(to + p, profile.value(load(h + p)));
         });
+        if (crossing) work.mask(to, row, column);  // what is outside may be infinite, and zero times that is not zero
         work.left_of[n] = work.right_of[n] = -1;
       } else if (step.op == CONSTANT) {
         for (int p = 0; p < count; p += LANES<T>) store(to + p, all<T>(T(step.p[0])));
@@ -996,6 +1119,7 @@ template <class T> struct Gradient {
       for (int p = 0; p < count; p += LANES<T>)
         store(adjoint + p, load(adjoint + p) * profile.slope(load(h + p), load(k + p)));
     });
+    if (crossing) work.mask(adjoint, row, column);
     if (share) share[0] += inner<T>(adjoint, h, count);
     if (share && step.op == POLYNOMIAL) share[1] += inner<T>(adjoint, nullptr, count);
     points(step.factor, adjoint);
@@ -1005,8 +1129,9 @@ template <class T> struct Gradient {
     if (!part.dx) return;
     double* out = work.dacc[f] + strip * part.d;
     const T *x = work.xs[f] + strip * part.d, *y = work.ys[f];
-    if (part.statistic == ABSOLUTE) return gap_sums<T, true>(x, y, part.d, P, c, out);
-    if (work.program.direct[f]) return gap_sums<T, false>(x, y, part.d, P, c, out);
+    if (part.statistic == ABSOLUTE) return gap_sums<T, SIGN>(x, y, part.d, P, c, out);
+    if (work.program.angle[f]) return gap_sums<T, CHORD>(x, y, part.d, P, c, out, work.stat[f]);
+    if (work.program.direct[f]) return gap_sums<T, DIFFERENCE>(x, y, part.d, P, c, out);
     multiply<T>(c, y, P, out, part.d);
     if (work.program.expanded(f))
       for (int i = 0; i < STRIP; ++i) work.mass[f][strip + i] += inner<T>(c + i * P, nullptr, P);
@@ -1065,50 +1190,40 @@ template <class T> int gradient(const Job& job) {
   return DONE;
 }
 
-INLINE double power_of_two(double x) { return exp2<double>(all<double>(x))[0]; }
+// ---- exp(dot product) with rows that sum to one, and the logarithms of the sums it had: one pass, no overflow ----
+// Exponents are relative to the largest one of the row so far; a larger one scales down what was summed [milakov2018].
 
-// ---- log of the row sums of exp(dot product), without overflow ----
-
-template <class T> int log_sums(const Job& job) {
+template <class T> int softmax(const Job& job) {
   Work<T> work(job, false);
   if (!work.open()) return NO_MEMORY;
-  const int P = work.P;
+  const int P = work.P, r = job.r;
+  double* state = work.state;  // two numbers for each row: the largest exponent so far, and the sum relative to it
   for (int64_t begin = job.first; begin < job.last; begin += work.rows) {
     const int64_t high = job.last - begin < work.rows ? job.last - begin : work.rows;
     if (!work.take_rows(begin, high)) return OUT_OF_RANGE;
-    double* top = work.acc;  // two numbers for each row: the largest exponent so far, and the sum relative to it
-    for (int64_t i = 0; i < work.rows; ++i) top[2 * i] = -Layout<T>::HUGE_EXPONENT, top[2 * i + 1] = 0;
+    memset(work.acc, 0, sizeof(double) * size_t(work.rows) * size_t(r));
+    for (int64_t i = 0; i < work.rows; ++i) state[2 * i] = -Layout<T>::HUGE_EXPONENT, state[2 * i + 1] = 0;
     for (int64_t column = 0; column < job.m; column += P) {
       const int64_t wide = job.m - column < P ? job.m - column : P;
       if (work.outside(begin, high, column, wide)) continue;
       if (job.stop && *job.stop) return STOPPED;
       if (!work.take_columns(column, wide)) return OUT_OF_RANGE;
       for (int64_t strip = 0; strip < high; strip += STRIP) {
+        if (work.outside(begin + strip, STRIP, column, wide)) continue;
         work.statistics(strip);
-        for (int i = 0; i < STRIP; ++i) {
-          const int64_t row = begin + strip + i;
-          const int64_t from = job.part == 2 && row > column ? row - column : 0;
-          const int64_t to = job.part == 1 && row + 1 - column < wide ? row + 1 - column : wide;
-          T* h = work.stat[0] + i * P;
-          for (int64_t p = 0; p < P; ++p)
-            if (p < from || p >= to) h[p] = -Layout<T>::HUGE_EXPONENT;
-          if (from >= to) continue;
-          Vec<T> most = load(h);
-          for (int p = 0; p < P; p += LANES<T>) most = larger(most, load(h + p));
-          T peak = most[0];
-          for (int l = 1; l < LANES<T>; ++l) peak = most[l] > peak ? most[l] : peak;
-          Vec<T> acc = {};
-          for (int p = 0; p < P; p += LANES<T>) acc += exp2<T>(load(h + p) - peak);
-          double* state = top + 2 * (strip + i);
-          const double now = state[0] > double(peak) ? state[0] : double(peak);
-          state[1] = state[1] * power_of_two(state[0] - now) + double(sum(acc)) * power_of_two(double(peak) - now);
-          state[0] = now;
-        }
+        double* sums = work.acc + strip * r;
+        for (int i = 0; i < STRIP; ++i)
+          work.rise(i, begin + strip + i, column, wide, state + 2 * (strip + i), sums + i * r);
+        if (r) multiply<T>(work.stat[0], work.vp, P, sums, r);
       }
     }
     T* out = static_cast<T*>(job.out);
-    for (int64_t i = 0; i < high; ++i)
-      out[(begin + i) * job.out_stride] = T(LN2 * (top[2 * i] + log2_1p<double>(all<double>(top[2 * i + 1] - 1))[0]));
+    for (int64_t i = 0; i < high; ++i) {
+      const double total = state[2 * i + 1];
+      for (int c = 0; c < r; ++c)
+        out[(begin + i) * job.out_stride + c] = total > 0 ? T(work.acc[i * r + c] / total) : T(0);
+      job.sums[begin + i] = total > 0 ? LN2 * (state[2 * i] + log2_1p<double>(all<double>(total - 1))[0]) : 0;
+    }
   }
   return DONE;
 }
@@ -1143,7 +1258,7 @@ template <class T> double peak_exp2(int64_t rounds) {
 API double mercer_peak_fma_float(int64_t rounds) { return peak_fma<float>(rounds); }
 API double mercer_peak_exp2_float(int64_t rounds) { return peak_exp2<float>(rounds); }
 API int32_t mercer_vector_bytes() { return BYTES; }
-API int32_t mercer_version() { return 4; }
+API int32_t mercer_version() { return 5; }
 API int32_t mercer_product_float(const Job* job) { return product<float>(*job); }
 API int32_t mercer_product_double(const Job* job) { return product<double>(*job); }
 API int32_t mercer_both_float(const Job* job) { return both_sides<float>(*job); }
@@ -1154,5 +1269,5 @@ API int32_t mercer_block_float(const Job* job) { return block<float>(*job); }
 API int32_t mercer_block_double(const Job* job) { return block<double>(*job); }
 API int32_t mercer_gradient_float(const Job* job) { return gradient<float>(*job); }
 API int32_t mercer_gradient_double(const Job* job) { return gradient<double>(*job); }
-API int32_t mercer_log_sums_float(const Job* job) { return log_sums<float>(*job); }
-API int32_t mercer_log_sums_double(const Job* job) { return log_sums<double>(*job); }
+API int32_t mercer_softmax_float(const Job* job) { return softmax<float>(*job); }
+API int32_t mercer_softmax_double(const Job* job) { return softmax<double>(*job); }

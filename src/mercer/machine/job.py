@@ -179,11 +179,15 @@ class Run:
         self._launch("block", n, like.new_zeros(m, 0), out=out)
         return out
 
-    def log_sums(self, n: int, m: int, like: Tensor) -> Tensor:
-        """The logarithm of every row sum, `... n 1`; only for the exponential of a dot product."""
-        out = like.new_empty(*self._batch(), n, 1)
-        self._launch("log_sums", n, like.new_zeros(m, 1), out=out)
-        return out
+    def softmax(self, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """(K v with every row of K divided by its sum, the logarithms of these sums `... n 1`), in one pass.
+
+        Only for the exponential of a dot product.
+        """
+        out = v.new_empty(*self._batch(v), n, v.shape[-1])
+        sums = torch.empty(*self._batch(v), n, 1, dtype=torch.float64)
+        self._launch("softmax", n, v, out=out, sums=sums)
+        return out, sums.to(v.dtype)
 
     def gradient(self, left: Tensor, v: Tensor, points: Sequence[bool]) -> tuple[list[Tensor | None], Tensor]:
         """Derivatives of sum_ij (left_i . v_j) k_ij: by the scaled points of the rows, and by the steps' numbers.
@@ -205,7 +209,7 @@ class Run:
 
     def _launch(
         self, what: str, n: int, v: Tensor, out: Tensor | None = None, left: Tensor | None = None,
-        slopes: Sequence[Tensor | None] = (),
+        slopes: Sequence[Tensor | None] = (), sums: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         core = library.core()
         if core is None:
@@ -220,6 +224,8 @@ class Run:
         shares: list[Tensor] = []
         for index in indices(batch):
             job, alive = self._job(n, m, v, out, left, slopes, index, batch, stop)
+            if sums is not None:
+                job.sums = sums[index].data_ptr()
             for first in range(0, n, rows):
                 share = torch.zeros(len(self.program), 2, dtype=torch.float64)
                 shares.append(share)

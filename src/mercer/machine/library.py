@@ -13,19 +13,19 @@ import torch
 
 log = logging.getLogger("mercer")
 
-VERSION = 4
+VERSION = 5
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 WIDTHS = {"AVX512": "avx512", "AVX2": "avx2"}  # what torch calls the processor's vectors; others run the portable core
 NAMES = (*WIDTHS.values(), "portable")
 FACTORS, STEPS, DEPTH = 8, 32, 8  # the core's limits
 DONE, NO_MEMORY, STOPPED, OUT_OF_RANGE = range(4)
 OPS = (
-    "exponential", "matern12", "matern32", "matern52", "power", "polynomial", "wendland", "root",
+    "exponential", "matern12", "matern32", "matern52", "power", "polynomial", "wendland", "root", "arccosine",
     "identity", "constant", "scale", "add", "multiply",
 )  # fmt: skip
 PARAMETERS = 6
 # which statistics a profile may be taken of, where these are not the squared distances
-ON = {"exponential": (0, 1, 2, 3), "polynomial": (3,), "identity": (3,)}
+ON = {"exponential": (0, 1, 2, 3), "polynomial": (3,), "identity": (3,), "arccosine": (3,)}
 
 
 class Factor(ctypes.Structure):
