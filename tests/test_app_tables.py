@@ -350,6 +350,13 @@ def test_free_text_is_no_identifier():
         ([1.0, 2.0] * 3, "auto", "6 rows with a known target"),
         (["a", "b"] * 10, "regression", "not numbers"),
         ([f"u{i}" for i in range(20)], "auto", "20 classes"),
+        ([f"${1000 + i:,.2f}" for i in range(20)], "auto", r"'\$1,000.00' is a number only .* write it as 1000.00"),
+        ([f"${1000 + i:,.2f}" for i in range(20)], "regression", "not numbers; .* no currency, percent sign"),
+        ([f"{i} %" for i in range(20)], "auto", "write it as 0 in all rows"),
+        ([f"{i}.5 kg" for i in range(20)], "auto", "write it as 0.5 in all rows"),
+        ([*(f"{i}.5" for i in range(19)), "lots"], "auto", "'lots' is no number; correct that cell or leave it empty"),
+        ([*(f"{i}.5" for i in range(17)), "?!", "x", "y"], "auto", "nor are 2 more cells"),
+        ([f"item {i}" for i in range(20)], "auto", "20 classes"),
         ([datetime.date(2024, 1, i + 1) for i in range(20)], "auto", "holds dates"),
         ([[1]] * 20, "auto", "expected numbers, text"),
         ([1e9 + i * 1e-7 for i in range(20)], "regression", "varies only by rounding"),
@@ -358,6 +365,11 @@ def test_free_text_is_no_identifier():
 def test_targets_that_cannot_be_learned_are_named(values, task, says):
     with pytest.raises(DataError, match=says):
         targets.find_targets(pa.table({"goal": values}), ["goal"], task)
+
+
+def test_a_target_given_twice_is_misuse():
+    with pytest.raises(UsageError, match="'y' was given 2 times"):
+        targets.find_targets(pa.table({"y": [1.0, 2.0]}), ["y", "y"], "auto")
 
 
 def test_targets_drop_rows_and_choose_tasks():

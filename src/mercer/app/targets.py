@@ -10,11 +10,15 @@ import pandas as pd
 import pyarrow as pa
 
 from mercer.app.columns import LARGEST, Column, numbers_in, refined, to_column
+from mercer.app.exits import UsageError
 from mercer.app.words import closest, count, listed, shown
 from mercer.errors import DataError
 
 FEWEST_ROWS = 10
 MOST_CLASSES = 100
+# currency before or after a number, percent, a unit of up to four letters; and marks between thousands
+_DRESS = r"^[$\u20ac\u00a3\u00a5]\s*|\s*(?:[%$\u20ac\u00a3\u00a5]|(?<=[\d\s])[A-Za-z\u00b0]{1,4})$"
+_THOUSANDS = r"(?<=\d)[,'_\s](?=\d{3})"
 TASKS = ("auto", "regression", "classification")
 
 
@@ -54,15 +58,33 @@ class Target:
         return pa.array(words == "true") if self.form == "flag" else pa.array(words, pa.string())
 
 
+def _dressed(column: Column) -> str:
+    """Why a column of text that is meant as numbers is none, and how to mend it; nothing where it is not so meant."""
+    present = pd.Series(column.values[~column.missing], dtype=object)
+    words = np.isnan(numbers_in(present.to_numpy()))
+    if words.mean() <= 0.5:
+        odd, more = shown(present[words].iloc[0], 20), int(words.sum()) - 1
+        if not more:
+            return f"'{odd}' is no number; correct that cell or leave it empty"
+        return f"'{odd}' is no number, nor {'is' if more == 1 else 'are'} {count(more, 'more cell')}; correct them or leave them empty"
+    bare = present.str.strip().str.replace(_DRESS, "", regex=True).str.replace(_THOUSANDS, "", regex=True)
+    if np.isnan(numbers_in(bare.to_numpy())).mean() > 0.1:
+        return ""
+    return (
+        f"'{shown(present.iloc[0], 20)}' is a number only without its signs; write it as {shown(bare.iloc[0], 20)} "
+        "in all rows: no currency, percent sign, unit or thousands mark"
+    )
+
+
 def _task(column: Column, asked: str) -> tuple[str, str]:
     """The task of a target and, where it was a close call, a sentence."""
     present = column.values[~column.missing]
     distinct = len(pd.unique(present))
     if column.kind in ("text", "flag"):
         if asked == "regression":
-            raise DataError(
-                f"target '{shown(column.name)}' holds {column.kind}, not numbers; use --task classification"
-            )
+            why = _dressed(column) if column.kind == "text" else ""
+            mend = why if why else "use --task classification"
+            raise DataError(f"target '{shown(column.name)}' holds {column.kind}, not numbers; {mend}")
         return "classification", ""
     if column.kind == "date":
         raise DataError(f"target '{shown(column.name)}' holds dates; turn it into a number, such as days since a start")
@@ -107,6 +129,9 @@ def _target(column: Column, asked: str) -> tuple[Target, str]:
     words = _words(column)
     classes, codes, sizes = np.unique(words.astype(str), return_inverse=True, return_counts=True)
     if len(classes) > MOST_CLASSES or len(classes) > len(words) / 2:
+        why = _dressed(column) if column.kind == "text" else ""
+        if why:
+            raise DataError(f"target '{name}' holds text where numbers seem to be meant: {why}")
         mend = "use --task regression" if column.kind == "number" else "group them, or give another --target"
         raise DataError(f"target '{name}' has {len(classes):,} classes in {len(words):,} rows; {mend}")
     if column.kind == "number":
@@ -121,10 +146,13 @@ def _target(column: Column, asked: str) -> tuple[Target, str]:
 def find_targets(table: pa.Table, names: Sequence[str], task: str) -> tuple[list[Target], np.ndarray, list[str]]:
     """(targets on the rows where every one is known, those rows, sentences on what was done).
 
-    Raises DataError where a target is not in the table, cannot be predicted or leaves fewer than 10 rows.
+    Raises UsageError where a target is given twice.
+    Raises DataError where one is not in the table, cannot be predicted or leaves fewer than 10 rows.
     """
     columns = []
-    for name in dict.fromkeys(names):
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--target '{shown(name)}' was given {names.count(name)} times; give each target once")
         if name not in table.column_names:
             hint = closest(name, table.column_names)
             raise DataError(
@@ -150,9 +178,7 @@ def find_targets(table: pa.Table, names: Sequence[str], task: str) -> tuple[list
         )
     if len(rows) < FEWEST_ROWS:
         raise DataError(f"{count(len(rows), 'row')} with a known target {goals}; expected at least {FEWEST_ROWS}")
-    notes = [
-        f"target '{shown(name)}' was given more than once" for name in dict.fromkeys(names) if names.count(name) > 1
-    ]
+    notes = []
     if len(rows) < table.num_rows:
         notes.append(
             f"{count(table.num_rows - len(rows), 'row')} left out: "
