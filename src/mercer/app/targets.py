@@ -66,7 +66,8 @@ def _dressed(column: Column) -> str:
         odd, more = shown(present[words].iloc[0], 20), int(words.sum()) - 1
         if not more:
             return f"'{odd}' is no number; correct that cell or leave it empty"
-        return f"'{odd}' is no number, nor {'is' if more == 1 else 'are'} {count(more, 'more cell')}; correct them or leave them empty"
+        others = f"{'is' if more == 1 else 'are'} {count(more, 'more cell')}"
+        return f"'{odd}' is no number, nor {others}; correct them or leave them empty"
     bare = present.str.strip().str.replace(_DRESS, "", regex=True).str.replace(_THOUSANDS, "", regex=True)
     if np.isnan(numbers_in(bare.to_numpy())).mean() > 0.1:
         return ""
