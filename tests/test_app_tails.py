@@ -234,9 +234,9 @@ def test_bands_go_back_to_the_units_in_order() -> None:
 def test_squares_of_left_out_rows_may_keep_the_plain_scale() -> None:
     """Half zeros: the logarithm's medians are nearer as a rule, but its means are far from those of the rows."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(600, 2))
-    counts = np.where(rng.random(600) < 0.5, 0, rng.poisson(np.exp(1 + x[:, 0]))).astype(float)
-    growth = np.exp(2 * x[:, 0] + 0.7 * rng.normal(size=600))
+    x = rng.normal(size=(400, 2))
+    counts = np.where(rng.random(400) < 0.5, 0, rng.poisson(np.exp(1 + x[:, 0]))).astype(float)
+    growth = np.exp(2 * x[:, 0] + 0.7 * rng.normal(size=400))
     forms = [
         fit_head([0], [Target("y", "regression", y, [], "number")], x, 1.0, 0).form() for y in (counts, growth, x[:, 0])
     ]
@@ -248,3 +248,42 @@ def test_one_row_does_not_choose_between_two_scales() -> None:
     assert less(first, second) and not less(second, first)
     first[0], second[1] = 1e9, 1e3
     assert less(first, second)
+
+
+def test_a_last_model_unlike_the_judged_ones_widens_the_bands_of_the_fit(tmp_path, monkeypatch) -> None:
+    usual = fitting.fit_head
+
+    def unlike_on_all_rows(*args: object) -> Head:
+        head = usual(*args)
+        return replace(head, missed=3 * head.missed) if len(args[2]) == 150 else head
+
+    write_table(made(150, 0).select(["a", "b", "z"]), tmp_path / "t.parquet")
+    monkeypatch.setattr(baselines, "optional", lambda name: None)
+    scores = []
+    for fit in (usual, unlike_on_all_rows):
+        monkeypatch.setattr(fitting, "fit_head", fit)
+        with Watch(3, 4, quiet=True) as watch:
+            done = compute(Job(tmp_path / "t.parquet", ("z",), tmp_path / "m", seconds=3, folds=2, quiet=True), watch)
+        scores.append(np.abs(done.model.calibrators[0].scores).mean())
+        assert ("wider bands of 'z'" in " ".join(done.facts["notes"])) is (fit is not usual)
+    assert scores[1] > 2 * scores[0]
+
+
+def test_nothing_beyond_what_left_out_rows_were_predicted_is_predicted() -> None:
+    """Exponentials of a line go astray at the first far row."""
+    scale = LogScale(0.0, 1.0, 1.5, 0.0, -2.0, 3.0)
+    head = Head([0], SimpleNamespace(predict=lambda x: x[:, 0]), scale)
+    latent = head.latent(np.array([[-50.0], [1.0], [50.0]]))
+    assert latent[:, 0].tolist() == [-2.0, 1.0, 3.0]
+    assert head.answer(latent)[2, 0] == pytest.approx(1.5 * math.sinh(3.0))
+
+
+def test_many_rows_in_a_plane_are_learned_on_the_scale_too() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5200, 2))
+    y = np.exp(2 * np.sin(x[:, 0]) + 1.2 * rng.normal(size=5200))
+    head = fit_head([0], [Target("y", "regression", y, [], "number")], x, 1.0, 0)
+    assert head.name() == "NeighbourRidge" and head.form() == MEAN
+    new = rng.normal(size=(2000, 2))
+    expected = np.exp(2 * np.sin(new[:, 0]) + 0.72)  # the mean of a log-normal
+    assert np.corrcoef(head.answer(head.latent(new))[:, 0], expected)[0, 1] > 0.9

@@ -16,13 +16,14 @@ from mercer.kernel import Kernel
 from mercer.learn import KernelClassifier, KernelRidge
 from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.spec import from_spec, to_spec
-from mercer.learn.tails import LogScale, heavy, less, pull
+from mercer.learn.tails import CHANCE, LogScale, beyond, heavy, less, pull
 from mercer.learn.tune import Pair
 
 _FLAT, _MANY = 3, 5000  # with so few coordinates and more rows, a point's neighbours say all there is to say
 
 
 _FIRST = 0.55  # of the seconds: for the logarithmic scale, whose kernel the plain one begins with
+_NEARER = 0.9  # of the mean miss of the plain scale: so much less chooses the other, whatever the squares say
 _GLANCE, _NOISES = 600, (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # rows and noises of the first look at the plain scale
 
 
@@ -124,14 +125,14 @@ def _plain(members: list[int], model: Any, y: np.ndarray) -> Head:
 
 
 def _logarithmic(members: list[int], model: Any, scale: LogScale, y: np.ndarray, form: str) -> Head:
-    """form: median, mean, or any other: whichever left-out rows are missed less by, in squares. y: n 1."""
+    """form: median, mean, or any other: means, unless the squares of left-out rows are surely worse. y: n 1."""
     t, left = scale.forward(y), model.left_out_.reshape(y.shape)
     means = scale.seen(t, left)
     medians = means.medians()
     if form not in (MEDIAN, MEAN):
         unit = float(np.abs(y).max()) or 1.0  # squares of large numbers overflow
-        errors = ((((y - scale.mean(left)) / unit) ** 2).mean() for scale in (means, medians))
-        form = MEAN if next(errors) < next(errors) else MEDIAN
+        first, second = (((y - s.mean(left)) / unit) ** 2 for s in (means, medians))
+        form = MEDIAN if beyond(first, second) > CHANCE else MEAN
     chosen = means if form == MEAN else medians
     drawn = pull(y[:, 0], chosen.mean(left)[:, 0])
     return Head(members, model, chosen, () if drawn is None else (drawn,), t - left)
@@ -155,9 +156,10 @@ def _hopeless(log: Head, x: np.ndarray, y: np.ndarray, seed: int) -> bool:
 
 
 def _better(plain: Head, log: Head, y: np.ndarray) -> Head:
-    """By the squares that left-out rows are missed by."""
-    t = log.forward(y) - np.asarray(log.missed)
-    chosen = log if less(y - log.answer(t), np.asarray(plain.missed)) else plain
+    """By the squares that left-out rows are missed by; among heavy tails these are few rows, so by sizes as well."""
+    missed, other = np.asarray(plain.missed), y - log.answer(log.forward(y) - np.asarray(log.missed))
+    nearer = np.abs(other).mean() < _NEARER * np.abs(missed).mean()
+    chosen = log if nearer or less(other, missed) else plain
     if stopped(plain):  # Ctrl-C that the other learner did not see
         chosen.model.plan_ = replace(chosen.model.plan_, interrupted=True)
     return chosen
