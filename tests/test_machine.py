@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -605,6 +607,31 @@ with torch.no_grad():
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_a_pure_wheel_holds_no_core(tmp_path):
+    """MERCER_CORE_BUILD=off names no platform and leaves out what another build left in the tree."""
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "MERCER_CORE_BUILD": "off"}, check=True, capture_output=True)
+    (made,) = tmp_path.iterdir()
+    with zipfile.ZipFile(made) as held:
+        names = held.namelist()
+    assert made.name.endswith("-py3-none-any.whl") and "mercer/machine/core.cpp" in names
+    assert not [name for name in names if Path(name).suffix in (".so", ".dylib", ".dll")]
+
+
+@pytest.mark.skipif(not NAMES or not sys.platform.startswith("linux"), reason="reads cores for Linux")
+def test_cores_ask_for_an_old_c_library_alone():
+    """What the dynamic linker is asked for, read by another hand: glibc 2.17 or older, and no other library."""
+    folder = Path(library.__file__).parent
+    found = [
+        subprocess.run(["readelf", "-dVW", path], capture_output=True, text=True).stdout
+        for path in folder.glob("core_*.so")
+    ]
+    needed = {word for text in found for word in re.findall(r"Shared library: \[(.*?)\]", text)}
+    minors = {int(minor) for text in found for minor in re.findall(r"Name: GLIBC_2\.(\d+)", text)}
+    assert needed == {"libc.so.6"} and max(minors) <= 17
 
 
 def test_limits_match_the_source():

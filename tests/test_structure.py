@@ -20,7 +20,7 @@ from mercer.claims import PSD, Claim
 from mercer.domain import Grid, Line
 from mercer.errors import ConvergenceWarning, NotPositiveDefiniteError, ShapeError, StructureError
 from mercer.kernel import Kernel
-from mercer.kernels import Cosine, Gaussian, Laplace, Matern, Periodic, Wendland
+from mercer.kernels import Constant, Cosine, Gaussian, Laplace, Linear, Matern, Periodic, Wendland
 from mercer.operators import (
     Block,
     BlockToeplitz,
@@ -34,6 +34,7 @@ from mercer.operators import (
     Vecchia,
 )
 from mercer.operators.ordering import earlier_neighbours, maximin
+from mercer.operators.sparse import compact
 from tests.peak import peak_bytes
 
 F64 = torch.float64
@@ -395,6 +396,58 @@ def test_a_compact_kernel_is_sparse(kernel):
     want = torch.autograd.grad((kernel.block(x, y) @ v).sin().sum(), leaves, create_graph=True)
     for g, w in zip(got, want, strict=True):
         close(g, w, 1e-9)
+
+
+BEND = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh()).double()
+with torch.no_grad():
+    BEND[0].weight.copy_(torch.tensor([[2.0, 0.5, -1.0], [0.5, -1.5, 1.0]]))
+    BEND[0].bias.zero_()
+MADE_OF_COMPACT = {
+    "sum": Wendland(0.3, 1, 3) + Wendland([0.5, 0.2, 0.4], 0, 3),
+    "scaled sum": 2.0 * (Wendland(0.3, 1, 3) + 0.5 * Wendland(0.2, 2, 3)),
+    "columns": Wendland(0.2, 1, 2).on([0, 2]),
+    "product of columns": Wendland(0.4, 1, 1).on(0) * Wendland(0.1, 1, 1).on(1) * Matern(1.5).on(2),
+    "sum of products": Wendland(0.3, 1, 3) * Gaussian() + Linear() * Wendland(0.2, 1, 1).on(1) * Wendland(0.9, 0, 3),
+    "product of sums": (Wendland(0.2, 1, 3) + Wendland(0.1, 0, 3)) * (Gaussian() + Constant(0.3)),
+    "warp": Wendland(0.3, 1, 2).warp(BEND),
+    "warp of a sum of columns": (Wendland(0.2, 1, 1).on(0) + 0.3 * Wendland(0.1, 1, 2)).warp(BEND),
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF_COMPACT)
+def test_what_is_made_of_compact_kernels_is_sparse(name):
+    """Products, transposes, and gradients by points, values and every parameter, warps too: those of the matrix."""
+    kernel = MADE_OF_COMPACT[name]
+    x, y = uniform(90, 3, seed=1).requires_grad_(), uniform(60, 3, seed=2).requires_grad_()
+    v, w = draw(60, 2).requires_grad_(), draw(90, 2)
+    with torch.no_grad():
+        assert len(Sparse.within(kernel, x, y).parts()[0].rows) < 0.6 * 90 * 60
+    leaves = [x, y, v, *kernel.parameters()]
+    found, wanted = Sparse.within(kernel, x, y) @ v, kernel.block(x, y) @ v
+    close(found, wanted, 1e-12)
+    close(Sparse.within(kernel, x, y).mT @ w, kernel.block(x, y).mT @ w, 1e-12)
+    close(Sparse.within(kernel, x).dense(), kernel.block(x, x), 1e-12)
+    for got, true in zip(
+        torch.autograd.grad((found * w).sum(), leaves), torch.autograd.grad((wanted * w).sum(), leaves), strict=True
+    ):
+        close(got, true, 1e-11)
+    assert isinstance(compact(request_for(kernel, uniform(700, 3), None, 1, 1)), Sparse)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [Wendland() + Gaussian(), Wendland() + Constant(), Gaussian().warp(BEND), Wendland() * Gaussian() + Linear()],
+)
+def test_one_part_that_reaches_everywhere_is_enough(kernel):
+    with pytest.raises(StructureError, match="made of such"):
+        Sparse.within(kernel, uniform(9, 3))
+
+
+def test_a_point_that_is_not_finite_has_no_neighbours():
+    x = uniform(30, 2)
+    x[7, 1] = torch.nan
+    with pytest.raises(ValueError, match="x has a number that is not finite in row 7"):
+        _ = Sparse.within(Wendland(0.3, 1, 2), x) @ draw(30, 1)
 
 
 def test_sparse_entries_follow_points_and_parameters():

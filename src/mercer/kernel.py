@@ -335,7 +335,8 @@ class Warped(Kernel):
         keeps = claims.ON_COLUMNS if isinstance(module, Columns) else claims.WARPED
         self.claims = kernel.claims & keeps
 
-    def _moved(self, x: Tensor) -> Tensor:
+    def moved(self, x: Tensor) -> Tensor:
+        """g(x), in the dtype of x. Raises StructureError for a module in training mode that is no function."""
         culprit = random_or_coupled(self.module)
         if culprit:
             raise StructureError(f"the warp's {culprit} is in training mode, so it is no function: call .eval() on it")
@@ -343,23 +344,23 @@ class Warped(Kernel):
         return self.module(x.to(dtype)).to(x.dtype)
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        u = self._moved(x)
-        return self.kernel.block(u, u if y is x else self._moved(y))
+        u = self.moved(x)
+        return self.kernel.block(u, u if y is x else self.moved(y))
 
     def log_block(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.kernel.log_block(self._moved(x), self._moved(y))
+        return self.kernel.log_block(self.moved(x), self.moved(y))
 
     def diagonal(self, x: Tensor) -> Tensor:
-        return self.kernel.diagonal(self._moved(x))
+        return self.kernel.diagonal(self.moved(x))
 
     def spectrum(self) -> Spectrum:
         inner = self.kernel.spectrum()
-        return replace(inner, coordinates=lambda x: inner.coordinates(self._moved(x)))
+        return replace(inner, coordinates=lambda x: inner.coordinates(self.moved(x)))
 
     def program(self) -> list[Step] | None:
         def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            u = self._moved(x)
-            return u, u if y is x else self._moved(y)
+            u = self.moved(x)
+            return u, u if y is x else self.moved(y)
 
         def moved(step: Step) -> Step:
             after = step.points

@@ -47,8 +47,8 @@ INVERTED = 256  # columns of the inverse at once, in the gradient of logdet
 class Sparse(Solvable):
     """A matrix given by its entries: values[e] at (rows[e], cols[e]); a place that occurs twice holds the sum.
 
-    values: `... e`. rows, cols: `e`, integers. shape: (n, m). `Sparse.within(kernel, x, y)` is a kernel of compact
-    support (Claim.COMPACT) on points: its entries are found by a k-d tree and kept while nothing changes.
+    values: `... e`. rows, cols: `e`, integers. shape: (n, m). `Sparse.within(kernel, x, y)`: a kernel of compact
+    support, or sums, products, factors, warps of such; a k-d tree finds the entries, kept while nothing changes.
     Solve: a sparse LU factor in float64 (scipy's SuperLU). logdet: from the same factor, A symmetric psd; its gradient
     takes a solve for each column of the inverse.
     Cost: 2 e c flops for a product; memory 20 e bytes, with a kernel 96 e bytes while the entries are found.
@@ -84,11 +84,12 @@ class Sparse(Solvable):
 
     @classmethod
     def within(cls, kernel: Kernel, x: Tensor, y: Tensor | None = None) -> Sparse:
-        """A kernel of compact support on points `n d` and `m d` (default x). Raises StructureError for any other."""
+        """A kernel made of compact ones on points `n d` and `m d` (default x). Raises StructureError for any other."""
         support = found_support(kernel)
         if support is None or x.ndim != 2:
             raise StructureError(
-                f"Sparse.within takes a kernel that is zero beyond a distance, and n d points: {kernel!r}"
+                "Sparse.within takes kernels that are zero beyond a distance or made of such, and n d points: "
+                f"got {kernel!r} on {tuple(x.shape)}"
             )
         return cls._within(kernel, support, x, x if y is None else y)
 
@@ -242,14 +243,9 @@ class _LogDet(torch.autograd.Function):
 
 @rule
 def compact(request: Request) -> Operator | None:
-    """A kernel of compact support on scattered points of few columns, where most pairs are out of reach."""
+    """A kernel made of compact ones on scattered points of few columns, where most pairs are out of reach."""
     kernel, x, y = request.kernel, request.x.points, request.y.points
-    if (
-        Claim.COMPACT not in kernel.claims
-        or x.ndim != 2
-        or y.ndim != 2
-        or x.dtype not in (torch.float32, torch.float64)
-    ):
+    if x.ndim != 2 or y.ndim != 2 or x.dtype not in (torch.float32, torch.float64):
         return None
     if len(x) * len(y) < LEAST or x.shape[-1] > MOST_COLUMNS:
         return None

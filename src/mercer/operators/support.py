@@ -1,7 +1,10 @@
-"""Support: how far a compact kernel reaches, and the pairs of points within its reach."""
+"""Support: how far kernels made of compact ones reach, and the pairs of points within their reach."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -11,7 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from mercer.claims import Claim
-from mercer.kernel import Kernel, Product, ProfileKernel, Scaled
+from mercer.kernel import Kernel, Product, ProfileKernel, Scaled, Sum, Warped
 from mercer.operators.kept import Kept
 from mercer.operators.pattern import Pattern
 from mercer.operators.solvable import again
@@ -19,17 +22,16 @@ from mercer.statistic import Statistic
 
 DISTANCES = (Statistic.DISTANCE, Statistic.SQUARED_DISTANCE)
 SAMPLED = 64, 1024  # rows and columns of the sample that foretells the number of entries
+CHOICES = 16  # ways to bound a sum of products that are weighed against one another
 PIECE = 2**18  # pairs whose values are made at once where gradients are wanted
 
 
 @dataclass(frozen=True)
-class Support:
-    """A kernel and the compact part of it that decides which pairs are within reach."""
+class Ball:
+    """A compact profile of distance, and the warps that points pass before it sees them, the outermost first."""
 
-    kernel: Kernel
     part: ProfileKernel
-    kept: Kept = field(default_factory=Kept)
-    made: Kept = field(default_factory=Kept)
+    warps: tuple[Warped, ...] = ()
 
     def radius(self) -> float:
         """The distance of scaled coordinates beyond which the profile is zero, to the last digit, from above."""
@@ -48,28 +50,65 @@ class Support:
         return self.part.profile(r.square()) != 0
 
     @torch.no_grad()
-    def _scaled(self, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        middle = y[:1].detach().double().nan_to_num()
-        u = [self.part.coordinates(p.detach().double() - middle).cpu().numpy() for p in (x, y)]
-        return u[0], u[1]
+    def scaled(self, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The coordinates in which the profile measures distances, of both sides."""
+        u, v = x.detach(), y.detach()
+        for warp in self.warps:
+            u, v = warp.moved(u), warp.moved(v)
+        middle = v[:1].double().nan_to_num()
+        a, b = (self.part.coordinates(p.double() - middle).cpu().numpy() for p in (u, v))
+        for name, at in (("x", a), ("y", b)):
+            bad = np.nonzero(~np.isfinite(at).all(1))[0]
+            if len(bad):
+                raise ValueError(f"{name} has a number that is not finite in row {bad[0]}: it has no neighbours")
+        return a, b
+
+    def near(self, x: Tensor, y: Tensor) -> np.ndarray:
+        """Whether each pair is within reach, n m."""
+        a, b = self.scaled(x, y)
+        return ((a[:, None] - b[None]) ** 2).sum(-1) < self.radius() ** 2
+
+    def pairs(self, x: Tensor, y: Tensor) -> np.ndarray:
+        """The pairs within reach, as row m + column."""
+        a, b = self.scaled(x, y)
+        found = cKDTree(a).sparse_distance_matrix(cKDTree(b), self.radius() * (1 + 1e-9), output_type="ndarray")
+        return found["i"] * len(b) + found["j"]
+
+
+Balls = tuple[Ball, ...]
+
+
+@dataclass(frozen=True)
+class Support:
+    """A kernel and where it may be other than zero: in any one of the balls of each choice."""
+
+    kernel: Kernel
+    choices: tuple[Balls, ...]
+    kept: Kept = field(default_factory=Kept)
+    made: Kept = field(default_factory=Kept)
+
+    def _fewest(self, x: Tensor, y: Tensor) -> tuple[float, Balls]:
+        """The share of the pairs within reach, of some rows and columns, by the choice that has the fewest of them."""
+        a, b = x[:: max(len(x) // SAMPLED[0], 1)], y[:: max(len(y) // SAMPLED[1], 1)]
+        found = []
+        for balls in self.choices:
+            near = functools.reduce(np.logical_or, (ball.near(a, b) for ball in balls))
+            found.append(((float(near.sum()) + 1) / near.size, balls))
+        return min(found, key=lambda pair: pair[0])
 
     def expected(self, x: Tensor, y: Tensor) -> float:
         """About how many entries there are, from the distances of a few rows and columns."""
         if not len(x) or not len(y):
             return 0.0
-        a, b = self._scaled(x[:: max(len(x) // SAMPLED[0], 1)], y[:: max(len(y) // SAMPLED[1], 1)])
-        near = ((a[:, None] - b[None]) ** 2).sum(-1) < self.radius() ** 2
-        return len(x) * len(y) * (float(near.sum()) + 1) / near.size
+        return len(x) * len(y) * self._fewest(x, y)[0]
 
     def places(self, x: Tensor, y: Tensor) -> Tensor:
         """Rows and columns of all pairs within reach, `2 e`, sorted by row."""
         if not len(x) or not len(y):
             return torch.zeros(2, 0, dtype=torch.long, device=x.device)
-        a, b = self._scaled(x, y)
-        reach = self.radius() * (1 + 1e-9)
-        pairs = cKDTree(a).sparse_distance_matrix(cKDTree(b), reach, output_type="ndarray")
-        order = np.argsort(pairs["i"] * len(b) + pairs["j"], kind="stable")
-        return torch.from_numpy(np.stack([pairs["i"][order], pairs["j"][order]]).astype(np.int64)).to(x.device)
+        balls = self._fewest(x, y)[1] if len(self.choices) > 1 else self.choices[0]
+        at = np.unique(np.concatenate([ball.pairs(x, y) for ball in balls]))
+        return torch.from_numpy(np.stack(np.divmod(at, len(y))).astype(np.int64)).to(x.device)
 
     def entries(self, x: Tensor, y: Tensor) -> tuple[Pattern, Tensor]:
         """The places within reach and the kernel's values there, both kept; values carry gradients where wanted."""
@@ -90,16 +129,28 @@ class Support:
 
 
 def found_support(kernel: Kernel) -> Support | None:
-    """The support of a kernel that is, or contains as a factor, a profile of distance that claims to be compact."""
+    """Where a kernel made of compact profiles of distance may be other than zero; None where that may be anywhere.
 
-    def compact(k: Kernel) -> ProfileKernel | None:
+    A product is zero where any one factor is, a sum where all of its parts are; factors, warps and chosen columns keep
+    what is inside them.
+    """
+
+    def choices(k: Kernel) -> tuple[Balls, ...]:
         if isinstance(k, Scaled):
-            return compact(k.kernel)
+            return choices(k.kernel)
+        if isinstance(k, Warped):
+            inner = choices(k.kernel)
+            return tuple(tuple(Ball(b.part, (k, *b.warps)) for b in balls) for balls in inner)
         if isinstance(k, Product):
-            return next((p for p in map(compact, cast(list[Kernel], list(k.parts))) if p is not None), None)
+            return tuple(balls for part in k.parts for balls in choices(cast(Kernel, part)))
+        if isinstance(k, Sum):
+            each = [choices(cast(Kernel, part)) for part in k.parts]
+            if math.prod(map(len, each)) > CHOICES:
+                each = [found[:1] for found in each]
+            return tuple(tuple(b for balls in one for b in balls) for one in itertools.product(*each))
         if Claim.COMPACT in k.claims and isinstance(k, ProfileKernel) and k.statistic in DISTANCES:
-            return k
-        return None
+            return ((Ball(k),),)
+        return ()
 
-    part = compact(kernel)
-    return None if part is None else Support(kernel, part)
+    found = choices(kernel)
+    return Support(kernel, found) if found else None
