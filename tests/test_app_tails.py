@@ -140,6 +140,12 @@ def test_a_last_model_is_no_worse_than_the_mean_where_the_folds_were() -> None:
     np.testing.assert_array_equal(outcome.found[0], found)  # the scores stay those of the folds
     assert outcome.middle[0].std() < 0.2 * found.std()  # the bands are those of what is predicted
     assert "worse than by the mean of 'y'" in remarks([head], [target])[0]
+    log = Head([0], model, LogScale(0.0, 1.0, 2.0, 0.0, -9.0, 9.0))
+    middling = Outcome(np.arange(300) % 3, [found.copy()], {}, middle=[y + 0.1 * noise])
+    assert log.form() == MEAN and fitting._no_worse(middling, log, [target]).form() == MEDIAN
+    bad = Outcome(np.arange(300) % 3, [found.copy()], {}, middle=[found.copy()])
+    assert fitting._no_worse(bad, log, [target]).pulls
+    np.testing.assert_array_equal(bad.middle[0], found)  # bands of a logarithmic scale stay around medians
     good = Outcome(np.arange(300) % 3, [y + 0.1 * noise], {}, middle=[y + 0.1 * noise])
     assert fitting._no_worse(good, Head([0], model), [target]).pulls == ()
 

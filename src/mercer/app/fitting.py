@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from mercer.app.baselines import Fold, baselines
 from mercer.app.exits import Interrupted
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.head import Head, drawn, remarks
+from mercer.app.head import Head, no_worse, remarks
 from mercer.app.heads import (
     Lesson,
     error,
@@ -212,12 +212,11 @@ def doubts(outcome: Outcome, trained: Trained) -> list[str]:
 def _no_worse(outcome: Outcome, head: Head, targets: Sequence[Target]) -> Head:
     """The learner, drawn to the mean as far as the folds' models were worse than that on rows they had not seen."""
     rows = outcome.judged()
-    for i in head.targets if targets[head.targets[0]].task == "regression" else []:
-        to_mean = pull(targets[i].values[rows], outcome.found[i][rows])
-        if to_mean is not None:
-            head = drawn(head, i, to_mean)
-            if head.scale is None:  # bands stand around what is predicted
-                outcome.middle[i][rows] = to_mean[0] + to_mean[1] * (outcome.middle[i][rows] - to_mean[0])
+    for place, i in enumerate(head.targets if targets[head.targets[0]].task == "regression" else []):
+        to_mean, middle = (pull(targets[i].values[rows], f[i][rows]) for f in (outcome.found, outcome.middle))
+        head = no_worse(head, place, to_mean, middle)
+        if to_mean is not None and head.scale is None:  # bands stand around what is predicted
+            outcome.middle[i][rows] = to_mean[0] + to_mean[1] * (outcome.middle[i][rows] - to_mean[0])
     return head
 
 

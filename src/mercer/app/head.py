@@ -66,12 +66,18 @@ class Head:
         return np.where(share == 1, found, to + share * (found - to))
 
 
-def drawn(head: Head, target: int, to_mean: Pull) -> Head:
-    """The learner with the predictions of one target drawn to its mean, the more if they already were."""
+def no_worse(head: Head, place: int, found: Pull | None, medians: Pull | None) -> Head:
+    """The learner with predictions of one of its targets that are worse than the mean mended.
+
+    found, medians: how left-out predictions, and medians, should be drawn to the mean; None: they are no worse. Means
+    of a logarithmic scale become medians where that is enough.
+    """
+    if found is None:
+        return head
+    if head.scale is not None and medians is None:
+        return replace(head, scale=head.scale.medians(), pulls=())
     pulls = list(head.pulls or [(0.0, 1.0)] * len(head.targets))
-    place = head.targets.index(target)
-    share = pulls[place][1] * to_mean[1]
-    pulls[place] = (to_mean[0], share)
+    pulls[place] = (found[0], pulls[place][1] * found[1])
     return replace(head, pulls=tuple(pulls))
 
 

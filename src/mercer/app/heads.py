@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mercer.app.head import MEAN, MEDIAN, PLAIN, Head
+from mercer.app.head import MEAN, MEDIAN, PLAIN, Head, no_worse
 from mercer.app.targets import Target
 from mercer.kernel import Kernel
 from mercer.learn import KernelClassifier, KernelRidge
@@ -23,7 +23,7 @@ _FLAT, _MANY = 3, 5000  # with so few coordinates and more rows, a point's neigh
 
 
 _FIRST = 0.55  # of the seconds: for the logarithmic scale, whose kernel the plain one begins with
-_NEARER = 0.9  # of the mean miss of the plain scale: so much less chooses the other, whatever the squares say
+_NEARER = 0.5  # of the median miss of the plain scale: less chooses the other, whatever squares of few rows say
 _GLANCE, _NOISES = 600, (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # rows and noises of the first look at the plain scale
 
 
@@ -134,8 +134,8 @@ def _logarithmic(members: list[int], model: Any, scale: LogScale, y: np.ndarray,
         first, second = (((y - s.mean(left)) / unit) ** 2 for s in (means, medians))
         form = MEDIAN if beyond(first, second) > CHANCE else MEAN
     chosen = means if form == MEAN else medians
-    drawn = pull(y[:, 0], chosen.mean(left)[:, 0])
-    return Head(members, model, chosen, () if drawn is None else (drawn,), t - left)
+    head = Head(members, model, chosen, missed=t - left)
+    return no_worse(head, 0, pull(y[:, 0], chosen.mean(left)[:, 0]), pull(y[:, 0], medians.mean(left)[:, 0]))
 
 
 def _hopeless(log: Head, x: np.ndarray, y: np.ndarray, seed: int) -> bool:
@@ -156,10 +156,10 @@ def _hopeless(log: Head, x: np.ndarray, y: np.ndarray, seed: int) -> bool:
 
 
 def _better(plain: Head, log: Head, y: np.ndarray) -> Head:
-    """By the squares that left-out rows are missed by; among heavy tails these are few rows, so by sizes as well."""
-    missed, other = np.asarray(plain.missed), y - log.answer(log.forward(y) - np.asarray(log.missed))
-    nearer = np.abs(other).mean() < _NEARER * np.abs(missed).mean()
-    chosen = log if nearer or less(other, missed) else plain
+    """By the squares that left-out rows are missed by, unless half of the rows are missed by much less."""
+    missed, t = np.asarray(plain.missed), log.forward(y) - np.asarray(log.missed)
+    nearer = np.median(np.abs(y - log.back(t))) < _NEARER * np.median(np.abs(missed))
+    chosen = log if nearer or less(y - log.answer(t), missed) else plain
     if stopped(plain):  # Ctrl-C that the other learner did not see
         chosen.model.plan_ = replace(chosen.model.plan_, interrupted=True)
     return chosen
