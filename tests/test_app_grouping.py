@@ -144,7 +144,7 @@ def test_the_command_says_how_it_was_judged_and_predicts_without_the_column(tmp_
         return found
 
     out = tmp_path / "m"
-    told = run("fit", tmp_path / "t.parquet", "-t", "y", "--group", "patient", "--time", "4s", "--folds", 2, "-o", out)
+    told = run("fit", tmp_path / "t.parquet", "-t", "y", "--group", "patient", "--time", "12s", "--folds", 2, "-o", out)
     assert "judged on new groups: 24 of 'patient' in 96 rows" in told.stderr
     assert "rows of new groups, by 'patient'" in told.stdout and "of 24 groups" in told.stdout
     facts = json.loads((out / "run.json").read_text())
@@ -152,7 +152,7 @@ def test_the_command_says_how_it_was_judged_and_predicts_without_the_column(tmp_
     assert "patient" not in [c["name"] for c in facts["columns"]]
     assert "for new groups of 'patient'" in (out / "card.md").read_text()
     page = (out / "report.html").read_text()
-    assert "--group patient" in page and "left out whole" in page
+    assert "--group patient" in page and "left out whole" in page and "R² on new groups" in page
     run("predict", out, tmp_path / "new.parquet", "-o", tmp_path / "p.csv")
     plan = json.loads(run("plan", tmp_path / "t.parquet", "-t", "y", "--group", "patient", "--json").stdout)
     assert plan["trainings"] == 6 and plan["columns"] == 2

@@ -23,7 +23,8 @@ def _tiles(facts: dict[str, Any]) -> list[dict[str, str]]:
     board = first["leaderboard"]
     ours, main = board[0], first["ranks"]
     several = f" for {shown(first['name'], 24)}" if len(facts["targets"]) > 1 else ""
-    tiles = [{"value": fixed(ours["scores"][main]), "text": f"{NAMES[main]}{several} on unseen rows"}]
+    unseen = "unseen rows" if facts.get("group") is None else "new groups"
+    tiles = [{"value": fixed(ours["scores"][main]), "text": f"{NAMES[main]}{several} on {unseen}"}]
     rivals = [row for row in board[1:] if row["name"] != "mean"]
     if rivals:
         best = max(rivals, key=lambda row: row["scores"][main])
