@@ -113,7 +113,7 @@ def _judge(
             middle = head.forward(np.stack([middles[i] for i in head.targets], axis=1))
             local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed, allowed, kin)
             everywhere = head.missed is not None and len(head.missed) == ready.frame.rows
-            local, times = as_wide_as(local, true - middle, np.asarray(head.missed)[rows] if everywhere else None)
+            local, times = as_wide_as(local, true - middle, head.missed if everywhere else None)
             if (times > 1).any():
                 outcome.notes.append(unlike([known[i].name for i in head.targets], times))
             calibrators.append(local)
