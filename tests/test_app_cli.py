@@ -361,7 +361,7 @@ def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch, after):
         return real(*args)
 
     monkeypatch.setattr(fitting_module, "train", interrupted)
-    found = run("fit", tmp_path / "t.csv", "-t", "y", "--time", "5s", "--out", tmp_path / "m", code=INTERRUPTED)
+    found = run("fit", tmp_path / "t.csv", "-t", "y", "--time", "30s", "--out", tmp_path / "m", code=INTERRUPTED)
     if after == 0:
         assert "nothing was written" in found.stderr and os.listdir(tmp_path) == ["t.csv"]
         return
