@@ -23,7 +23,7 @@ from mercer.errors import (
 )
 from mercer.features.nystrom import Nystrom, cholesky_landmarks
 from mercer.kernels import Gaussian, Linear, Matern
-from mercer.linalg import CG, Cholesky, NystromPreconditioner, PivotedCholesky, Woodbury
+from mercer.linalg import CG, MINRES, Cholesky, NystromPreconditioner, PivotedCholesky, Woodbury
 from mercer.operators import Dense, Shifted, Tiled
 from mercer.operators.pivoted import pivoted_cholesky
 
@@ -359,3 +359,12 @@ def test_nystrom_landmarks_are_rows_and_the_error_falls(method: str) -> None:
     assert errors[0] > errors[1] > errors[2] > -1e-8 and errors[2] < 0.02 * 300
     with pytest.raises(ValueError, match="method"):
         Nystrom.fit(kernel, x, 5, "best")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_right_hand_sides_are_real_numbers(dtype):
+    """A complex b lost its imaginary part, and an integer b got a truncated answer."""
+    a = Dense(2 * torch.eye(3, dtype=torch.float64), PSD)
+    for solver in (Cholesky(), CG(), MINRES()):
+        with pytest.raises(TypeError, match="A x = b"):
+            solver.solve(solver.prepare(a), torch.ones(3, 1, dtype=dtype))

@@ -191,3 +191,14 @@ def test_probes_are_drawn_from_the_generator() -> None:
     a = Shifted(Gaussian(0.3)(points(50)), 0.1)
     values = {float(logdet(a, SLQ(generator=seeded(s))).value.detach()) for s in (1, 1, 2)}
     assert len(values) == 2
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_eigenpairs_in_float32_reach_what_float32_holds(largest):
+    """The tolerance that nobody gave is one that products in float32 can meet: no warning, and right to 1e-5."""
+    root = torch.randn(30, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    matrix = (root @ root.mT / 30).float()
+    found = eigenpairs(Dense(matrix, PSD), 3, largest=largest, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.eigvalsh(matrix.double())
+    exact = exact.flip(0)[:3] if largest else exact[:3]
+    assert found.converged and float((found.values - exact).abs().max()) < 1e-5 * float(exact.max() + 1)

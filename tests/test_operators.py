@@ -20,6 +20,7 @@ from mercer.errors import DataError, MemoryBudgetError, ShapeError, StructureErr
 from mercer.kernels import ExpDot, Gaussian, Linear, Matern, Riesz
 from mercer.machine import core
 from mercer.operators import Dense, Diagonal, Fused, Pivots, Shifted, Tiled
+from mercer.operators.tilesum import GROUPS
 from tests.catalogue import CANNOT, OPERATORS
 
 case_of = pytest.mark.parametrize("case", OPERATORS, ids=lambda c: c.name)
@@ -41,6 +42,17 @@ def close(got: torch.Tensor, want: torch.Tensor, tol: float = 1e-12) -> None:
     assert got.shape == want.shape, (got.shape, want.shape)
     scale = float(want.detach().abs().max()) if want.numel() else 1.0
     assert torch.allclose(got, want, rtol=tol, atol=tol * max(scale, 1.0)), (got - want).abs().max()
+
+
+def test_a_group_of_many_stripes_adds_up():
+    """More stripes of rows than groups: what a group knows of a column is the sum over its stripes."""
+    kernel = Matern(2.5, 0.7)
+    x, y, v = vectors(300, 2), vectors(40, 2, seed=1).requires_grad_(), vectors(40, 2, seed=2)
+    leaves = [y, *kernel.parameters()]
+    assert Tiled(kernel, x, y)._tile_shape()[0] * 2 * GROUPS < 300
+    found = torch.autograd.grad((Tiled(kernel, x, y) @ v).square().sum(), leaves)
+    for got, true in zip(found, torch.autograd.grad((kernel.block(x, y) @ v).square().sum(), leaves), strict=True):
+        close(got, true)
 
 
 @case_of

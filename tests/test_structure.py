@@ -593,6 +593,41 @@ def test_many_columns_stay_within_the_budget():
         assert peak < 16 * 2**20 + 2 * 8 * 256 * 10_000, peak
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 8])
+def test_the_nearest_circulant_is_the_mean_along_wrapped_diagonals(n):
+    """The orthogonal projection of a Toeplitz matrix on circulant ones, entry by entry."""
+    lags = draw(2, 2 * n - 1)
+    for one, found in zip(lags, levinson.nearest_circulant(lags, n), strict=True):
+        matrix = np.array([[float(one[n - 1 + i - j]) for j in range(n)] for i in range(n)])
+        close(found, [np.mean([matrix[(j + k) % n, j] for j in range(n)]) for k in range(n)])
+
+
+EMPTY = {
+    "no columns": lambda: (Toeplitz(draw(1), draw(1)), Circulant(draw(1)), BlockToeplitz(draw(1, 3), (1, 2), (1, 2))),
+    "no rows": lambda: (
+        Toeplitz(draw(2, 0)),
+        Circulant(draw(2, 0)),
+        Kronecker(Dense(draw(2, 0, 0)), Dense(draw(3, 3))),
+    ),
+    "no entries": lambda: (Sparse(draw(0), torch.arange(0), torch.arange(0), (3, 3)),),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_of_nothing_comes_nothing(name):
+    """Products and solves without rows, columns, right-hand sides or entries have the shape and dtype of any other."""
+    for op in EMPTY[name]():
+        for c in (0, 2):
+            b = draw(op.shape[-1], c)
+            assert (op @ b).shape == (*op.shape[:-1], c) and (op.mT @ b).dtype == F64
+            if not b.numel() and not isinstance(op, BlockToeplitz):
+                assert op.solve(b).value.shape == (*op.shape[:-1], c)
+        assert op.diagonal().dtype == F64 and op.diagonal().shape == op.shape[:-1]
+    alone = Sparse(draw(0), torch.arange(0), torch.arange(0), (3, 3), PSD)
+    close(alone.solve(torch.ones(3, 1, dtype=F64), 0.5).value, np.full((3, 1), 2.0))
+    close(alone.logdet(0.5), 3 * math.log(0.5))
+
+
 def test_errors_say_what_to_do():
     op = Toeplitz(torch.tensor([1.0, 2.0, 0.5], dtype=F64))
     with pytest.raises(NotPositiveDefiniteError, match="add a shift") as caught:

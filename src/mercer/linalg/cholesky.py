@@ -18,7 +18,11 @@ EPS = torch.finfo(torch.float64).eps
 
 
 def right_hand_side(b: Tensor, n: int) -> Tensor:
-    """b as `n c`, finite. Raises ShapeError or DataError naming the first bad row and column."""
+    """b as `n c`, real and finite. Raises TypeError, ShapeError, or DataError naming the first bad row and column."""
+    if not b.dtype.is_floating_point:
+        raise TypeError(
+            f"A x = b: b is {b.dtype}; expected real floating-point numbers (solve both parts of complex ones)"
+        )
     columns = b[:, None] if b.ndim == 1 else b
     check("b: n c", b=columns)
     if columns.shape[0] != n:

@@ -52,15 +52,15 @@ def eigenpairs(
     a: Operator,
     count: int,
     largest: bool = True,
-    tolerance: float = 1e-8,
+    tolerance: float | None = None,
     max_products: int = 2000,
     generator: torch.Generator | None = None,
 ) -> Eigenpairs:
     """The `count` largest (or smallest) eigenvalues of a symmetric operator and their vectors, by restarted Lanczos.
 
-    count: 1 to n, far below n. tolerance: of the residuals, relative to the largest |value|. Values are returned
-    largest (or smallest) first. A copy of a multiple eigenvalue is found only through rounding: where eigenvalues
-    repeat, `randomised_eigenpairs`, whose block sees them all, is the safer one.
+    count: 1 to n, far below n. tolerance: of the residuals, relative to the largest |value|; None: 1e-8, or 1e-5 where
+    A is not float64. Values are returned largest (or smallest) first. A copy of a multiple eigenvalue is found only
+    through rounding: where eigenvalues repeat, `randomised_eigenpairs`, whose block sees them all, is the safer one.
     Cost: one product with A at a time, memory n (2 count + 20) float64 numbers.
     Raises ConvergenceWarning, with converged=False, when max_products did not do; StructureError, ShapeError,
     ValueError. Source [wu2000].
@@ -69,6 +69,7 @@ def eigenpairs(
     n = a.shape[-1]
     if not 1 <= count <= n:
         raise ValueError(f"eigenpairs: count is {count}; expected 1 to {n}")
+    tolerance = (1e-8 if a.dtype == WIDE else 1e-5) if tolerance is None else tolerance
     width = min(n, 2 * count + 20)
     basis = torch.zeros(n, width + 1, dtype=WIDE, device=a.device)
     first = torch.randn(n, generator=generator, dtype=WIDE).to(a.device)

@@ -18,7 +18,9 @@ def row_count(n: int, batch: int) -> int:
 
 
 def stretches(n: int) -> list[tuple[int, int]]:
-    """An even number of stretches of rows, by the size alone."""
+    """An even number of stretches of rows, by the size alone; none of no rows."""
+    if not n:
+        return []
     count = min(max(n // SYMMETRIC_ROWS, 1), MOST_PAIRS) * 2
     size = -(-n // count)
     return [(i, min(i + size, n)) for i in range(0, n, size)]

@@ -54,6 +54,9 @@ def _embedded(lags: Tensor, rows: Sizes, cols: Sizes) -> Tensor:
 def _convolve(spectrum: Tensor, v: Tensor, rows: Sizes, cols: Sizes) -> Tensor:
     """... m c -> ... n c."""
     axes = tuple(range(-len(rows), 0))
+    if not v.numel():  # some FFT libraries refuse to transform nothing
+        batch = torch.broadcast_shapes(spectrum.shape[: spectrum.ndim - len(rows)], v.shape[:-2])
+        return v.new_zeros(*batch, math.prod(rows), v.shape[-1])
     lengths = [fft_length(n + m - 1) for n, m in zip(rows, cols, strict=True)]
     grid = v.mT.reshape(*v.shape[:-2], v.shape[-1], *cols)
     moved = torch.fft.rfftn(grid, lengths, axes) * spectrum.unsqueeze(-len(rows) - 1)
@@ -160,12 +163,11 @@ class BlockToeplitz(Solvable):
 
     def dense(self) -> Tensor:
         self._fits()
-        at = torch.zeros(1, 1, dtype=torch.long)
-        for n, m in zip(self.rows, self.cols, strict=True):
-            here = torch.arange(n)[:, None] - torch.arange(m) + m - 1
-            both = at[:, None, :, None] * (n + m - 1) + here[None, :, None, :]
-            at = both.reshape(at.shape[0] * n, at.shape[1] * m)
-        return self.lags().reshape(*self.shape[:-2], -1)[..., at]
+        found = self.lags()
+        first = found.ndim - len(self.cols)
+        for axis, m in enumerate(self.cols):  # windows of lags are rows from right to left: no index of n m places
+            found = found.unfold(first + axis, m, 1)
+        return found.flip(tuple(range(-len(self.cols), 0))).reshape(self.shape)
 
     def diagonal(self) -> Tensor:
         if self.rows != self.cols:

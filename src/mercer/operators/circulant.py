@@ -38,12 +38,12 @@ class Circulant(Solvable):
 
     def _filtered(self, half: Tensor, v: Tensor) -> Tensor:
         n = self.shape[-1]
+        if not v.numel():  # some FFT libraries refuse to transform nothing
+            return v.expand(*torch.broadcast_shapes(self.shape[:-2], v.shape[:-2]), *v.shape[-2:])
         return torch.fft.irfft(torch.fft.rfft(v.mT) * half.unsqueeze(-2), n).mT
 
     def matmul(self, v: Tensor) -> Tensor:
-        if not self.shape[-1]:
-            return v
-        return self._filtered(torch.fft.rfft(self.column), v)
+        return self._filtered(torch.fft.rfft(self.column) if v.numel() else self.column, v)
 
     @property
     def mT(self) -> Circulant:

@@ -89,6 +89,8 @@ def as_shift(op: Operator, shift: Shift) -> Tensor:
 def answer(op: Operator, x: Tensor, b: Tensor, shift: Tensor, iterations: int = 1) -> Solution:
     """The Solution of (A + shift I) x = b with its measured residual; x: `... n c`, b: as it was given."""
     wide = b[:, None] if b.ndim == 1 else b
+    if not x.numel():
+        x = x.expand(*torch.broadcast_shapes(op.shape[:-2], x.shape[:-2]), *x.shape[-2:])
     with torch.no_grad():
         value = x.detach()
         norm = wide.norm(dim=-2).clamp_min(torch.finfo(wide.dtype).tiny)

@@ -195,8 +195,8 @@ def solve_pattern(pattern: Pattern, order: str, transposed: bool, b: Tensor, ten
     """(A + shift I)^-1 b for a `System` whose tensors are the values and the shift."""
     values, shift = tensors
     batch = torch.broadcast_shapes(values.shape[:-1], b.shape[:-2])
-    many = values.expand(*batch, values.shape[-1]).reshape(-1, values.shape[-1])
-    right = b.detach().expand(*batch, *b.shape[-2:]).reshape(-1, *b.shape[-2:])
+    many = values.expand(*batch, values.shape[-1]).reshape(math.prod(batch), values.shape[-1])
+    right = b.detach().expand(*batch, *b.shape[-2:]).reshape(math.prod(batch), *b.shape[-2:])
     found = []
     for value, rhs in zip(many, right, strict=True):
         lu = _factor(pattern, value, float(shift.detach()), order)
@@ -217,7 +217,7 @@ class _LogDet(torch.autograd.Function):
         ctx.pattern = pattern
         ctx.save_for_backward(values, shift)
         found = []
-        for value in values.detach().reshape(-1, values.shape[-1]):
+        for value in values.detach().reshape(math.prod(values.shape[:-1]), values.shape[-1]):
             pivots = _factor(pattern, value, float(shift.detach()), EVEN).U.diagonal()
             if not pivots.min() > 0:
                 least = float(pivots.min())

@@ -166,7 +166,7 @@ class Toeplitz(Solvable):
 
     def diagonal(self) -> Tensor:
         k, m = min(self.shape[-2:]), self.shape[-1]
-        return self.lags()[..., m - 1 : m].expand(*self.shape[:-2], k) if k else torch.zeros(*self.shape[:-2], 0)
+        return self.lags()[..., m - 1 : m].expand(*self.shape[:-2], k)
 
     def tril(self) -> Toeplitz:
         n, m = self.shape[-2:]

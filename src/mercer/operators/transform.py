@@ -31,4 +31,6 @@ def embedded(lags: Tensor, n: int, m: int) -> Tensor:
 def convolve(spectrum: Tensor, v: Tensor, n: int) -> Tensor:
     """The first n rows of that circulant matrix times v, padded with zeros: ... m c -> ... n c."""
     size = fft_length(n + v.shape[-2] - 1)
+    if not v.numel():  # some FFT libraries refuse to transform nothing
+        return v.new_zeros(*torch.broadcast_shapes(spectrum.shape[:-1], v.shape[:-2]), n, v.shape[-1])
     return torch.fft.irfft(torch.fft.rfft(v.mT, size) * spectrum.unsqueeze(-2), size)[..., :n].mT
