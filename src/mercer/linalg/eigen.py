@@ -38,11 +38,10 @@ def _report(name: str, found: Eigenpairs, tolerance: float) -> Eigenpairs:
     return found
 
 
-def _measured(a: Operator, values: Tensor, vectors: Tensor, products: int, tolerance: float) -> Eigenpairs:
-    """The pairs with residuals of the vectors as they are returned, in A's dtype."""
+def _measured(a: Operator, values: Tensor, vectors: Tensor, products: int, tolerance: float, top: float) -> Eigenpairs:
+    """The pairs with residuals of the vectors as they are returned, in A's dtype; top: the largest |value| of A."""
     kept = vectors.to(a.dtype)
     gap = (a.matmul(kept).to(WIDE) - kept.to(WIDE) * values).norm(dim=0)
-    top = float(values.abs().max()) if len(values) else 0.0
     converged = bool((gap <= tolerance * top * 1.0001).all())
     return Eigenpairs(values, kept, gap, products + vectors.shape[1], converged)
 
@@ -58,8 +57,8 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The `count` largest (or smallest) eigenvalues of a symmetric operator and their vectors, by restarted Lanczos.
 
-    count: 1 to n, far below n. tolerance: of the residuals, relative to the largest |value|; None: 1e-8, or 1e-5 where
-    A is not float64. Values are returned largest (or smallest) first. A copy of a multiple eigenvalue is found only
+    count: 1 to n, far below n. tolerance: of the residuals, relative to the largest |value| of A; None: 1e-8, or 1e-5
+    where A is not float64. Values are returned largest (or smallest) first. A copy of a multiple eigenvalue is found only
     through rounding: where eigenvalues repeat, `randomised_eigenpairs`, whose block sees them all, is the safer one.
     Cost: one product with A at a time, memory n (2 count + 20) float64 numbers.
     Raises ConvergenceWarning, with converged=False, when max_products did not do; StructureError, ShapeError,
@@ -86,7 +85,8 @@ def eigenpairs(
         kept = min((count + width) // 2, width - 1)  # the best half stays, and the next vector
         basis[:, : kept + 1] = torch.cat([basis[:, :width] @ y[:, :kept], basis[:, width:]], 1)
         h.zero_().diagonal()[:kept] = values[:kept]
-    found = _measured(a, values[:count], basis[:, :width] @ y[:, :count], products, tolerance)
+    top = float(values.abs().max())  # of all that was seen, which is about |A|, also where the smallest are asked for
+    found = _measured(a, values[:count], basis[:, :width] @ y[:, :count], products, tolerance, top)
     return _report("eigenpairs", found, tolerance)
 
 
@@ -149,4 +149,5 @@ def randomised_eigenpairs(
     if tolerance is None and a.dtype == WIDE:
         return Eigenpairs(values, q @ y, gap, products, True)
     wanted = math.inf if tolerance is None else tolerance
-    return _report("randomised_eigenpairs", _measured(a, values, q @ y, products, wanted), wanted)
+    found = _measured(a, values, q @ y, products, wanted, float(values.abs().max()))
+    return _report("randomised_eigenpairs", found, wanted)
