@@ -14,8 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mercer.machine.build import build
-
 ROOT = Path(__file__).parents[1]
 
 # (file, right, wrong, tests)
@@ -60,7 +58,7 @@ FAULTS = [
     ("machine/core.cpp", "0.0750000000033699948", "0.0751", "test_machine.py angles"),
     ("machine/core.cpp", "T(LN2 * LN2 / 6) * (r", "T(LN2 * LN2 / 5) * (r", "test_machine.py gradients"),
     ("machine/core.cpp", "state[1] *= shrink;", "state[1] *= 1;", "test_machine.py softmax"),
-    ("machine/core.cpp", "    if (crossing) work.mask(adjoint, row, column);\n", "", "test_machine.py softmax"),
+    ("machine/core.cpp", "    if (crossing) work.mask(adjoint, row, column);\n", "", "test_machine.py overflow"),
     ("machine/core.cpp", "if (largest == largest && !(", "if (!(", "test_machine.py nan"),
     ("operators/slopes.py", "power = 1 if self", "power = 2 if self", "test_machine.py gradients"),
     ("operators/softmax.py", "-(g * out).sum(-1", "(g * out).sum(-1", "test_machine.py softmax"),
@@ -90,7 +88,10 @@ def compile_core(folder: str) -> str:
     machine = Path(folder, "src/mercer/machine")
     for old in machine.glob("core_*"):
         old.unlink()
-    build(machine, ("-O1",), only="portable")
+    command = "import sys, pathlib, build; build.build(pathlib.Path(sys.argv[1]), ('-O1',), only='portable')"
+    subprocess.run(
+        [sys.executable, "-c", command, str(machine)], check=True, env={**os.environ, "PYTHONPATH": str(machine)}
+    )
     return "portable"
 
 

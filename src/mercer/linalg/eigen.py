@@ -58,7 +58,7 @@ def eigenpairs(
     """The `count` largest (or smallest) eigenvalues of a symmetric operator and their vectors, by restarted Lanczos.
 
     count: 1 to n, far below n. tolerance: of the residuals, relative to the largest |value| of A; None: 1e-8, or 1e-5
-    where A is not float64. Values are returned largest (or smallest) first. A copy of a multiple eigenvalue is found only
+    where A is not float64. Values come largest (or smallest) first. A copy of a multiple eigenvalue is found only
     through rounding: where eigenvalues repeat, `randomised_eigenpairs`, whose block sees them all, is the safer one.
     Cost: one product with A at a time, memory n (2 count + 20) float64 numbers.
     Raises ConvergenceWarning, with converged=False, when max_products did not do; StructureError, ShapeError,

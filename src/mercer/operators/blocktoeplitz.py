@@ -32,6 +32,7 @@ from mercer.operators.solvable import (
     as_shift,
     columns,
     implicit_solve,
+    transformable,
 )
 from mercer.operators.toeplitz import DTYPES, PIECE, lines, tiled
 from mercer.operators.transform import fft_flops, fft_length
@@ -97,8 +98,7 @@ class BlockToeplitz(Solvable):
         claims: Claims,
         spectrum: Callable[[], Tensor] | None = None,
     ) -> BlockToeplitz:
-        if dtype not in DTYPES:
-            raise TypeError(f"BlockToeplitz takes float32 or float64, got {dtype}: convert the lags")
+        transformable("BlockToeplitz", dtype)
         self.lags, self.rows, self.cols, self._spectrum = lags, rows, cols, spectrum
         self.shape = torch.Size([*batch, math.prod(rows), math.prod(cols)])
         self.dtype, self.device, self.claims = dtype, device, claims

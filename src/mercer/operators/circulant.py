@@ -10,7 +10,7 @@ from torch import Tensor
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.errors import NotPositiveDefiniteError
 from mercer.operator import Cost
-from mercer.operators.solvable import CALL, FFT_RATE, Shift, Solvable, answer, as_shift, columns
+from mercer.operators.solvable import CALL, FFT_RATE, Shift, Solvable, answer, as_shift, columns, transformable
 from mercer.operators.toeplitz import Toeplitz
 from mercer.operators.transform import fft_flops
 from mercer.solver import Solution
@@ -26,8 +26,7 @@ class Circulant(Solvable):
     """
 
     def __init__(self, column: Tensor, claims: Claims = NO_CLAIMS):
-        if column.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"Circulant takes float32 or float64, got {column.dtype}: convert the column")
+        transformable("Circulant", column.dtype)
         self.column, self.claims = column, claims
         self.shape = torch.Size([*column.shape, column.shape[-1]])
         self.dtype, self.device = column.dtype, column.device

@@ -34,6 +34,12 @@ FIRST_CALL = 3e-4  # and of what is made before the first one
 MISSED = {torch.float64: 1e-6, torch.float32: 1e-3}  # residuals above which an answer says that it missed
 
 
+def transformable(name: str, dtype: torch.dtype) -> None:
+    """Raise TypeError for numbers that are not float32 or float64, which is what FFTs take everywhere."""
+    if dtype not in MISSED:
+        raise TypeError(f"{name} takes float32 or float64, got {dtype}: convert what it is made of")
+
+
 class Solvable(Operator, ABC):
     """A square operator whose structure answers A x = b and log det A; each of them also for A + shift I.
 

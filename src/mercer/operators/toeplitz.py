@@ -30,6 +30,7 @@ from mercer.operators.solvable import (
     answer,
     as_shift,
     columns,
+    transformable,
 )
 from mercer.operators.tiled import KERNEL_FLOPS, Tiled
 from mercer.operators.transform import convolve, embedded, fft_flops, fft_length
@@ -91,8 +92,7 @@ class Toeplitz(Solvable):
         spectrum: Callable[[], Tensor] | None = None,
         make: float = 0.0,
     ) -> Toeplitz:
-        if dtype not in DTYPES:
-            raise TypeError(f"Toeplitz takes float32 or float64, got {dtype}: convert the column")
+        transformable("Toeplitz", dtype)
         self.lags, self._spectrum, self._make = lags, spectrum, make
         self.shape, self.dtype, self.device, self.claims = torch.Size(shape), dtype, device, claims
         return self
