@@ -365,6 +365,24 @@ def test_softmax_in_one_pass(name, dtype, causal, size, monkeypatch):
 
 @needs_core
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", [Polynomial(3), Polynomial(3) * Gaussian(1e13), ExpDot(1.0)], ids=repr)
+def test_what_no_row_sees_may_overflow(name, kernel, monkeypatch):
+    """A column beyond the causal part whose values are infinite: gradients are those without it."""
+    monkeypatch.setenv("MERCER_CORE", name)
+    x, y, v = (torch.from_numpy(draw(*s, seed=i)).float() for i, s in enumerate(((5, 2), (6, 2), (6, 2))))
+    y[5] = 1e13
+    found, wanted = [], []
+    for m, to in ((6, found), (5, wanted)):
+        leaves = [x.clone().requires_grad_(), y[:m].clone().requires_grad_(), *kernel.parameters()]
+        out = Fused(Tiled(kernel, leaves[0], leaves[1])).tril() @ v[:m]
+        to += [out, *torch.autograd.grad(out.square().sum(), leaves)]
+    assert torch.equal(found[2][5], torch.zeros(2))
+    for got, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got[: len(true)] if got.ndim else got, true)
+
+
+@needs_core
+@pytest.mark.parametrize("name", NAMES)
 def test_softmax_of_very_small_numbers(name, monkeypatch):
     """Rows whose largest score is -10^4: the columns that fill a panel up are not among them, in gradients too."""
     monkeypatch.setenv("MERCER_CORE", name)
