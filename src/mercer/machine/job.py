@@ -73,8 +73,9 @@ def prepare(program: Sequence[Step], x: Tensor, y: Tensor) -> tuple[list[Factor]
         if step.statistic is not None:
             left, right = (x, y) if step.points is None else step.points(x, y)
             scale = step.scale
-            if scale is not None and scale.ndim and scale.shape[-1] != left.shape[-1]:
-                raise OutOfRange  # the definition says what is wrong
+            fits = left.shape[-1] == right.shape[-1] and left.dtype == right.dtype
+            if not fits or (scale is not None and scale.ndim and scale.shape[-1] != left.shape[-1]):
+                raise OutOfRange  # the definition says what is wrong, or does it
             factors.append(Factor(left, right, scale, step.statistic))
     return factors, torch.stack(numbers) if numbers else torch.zeros(0, dtype=torch.float64)
 
@@ -156,6 +157,8 @@ class Run:
         core, stop, m, r = library.core(), threads.Stop(), v.shape[-2], v.shape[-1]
         width = sum(f.x.shape[-1] for f in self.factors) + STRIP + 2 * r
         if core is None or self._batch(v) or self.part is not None or m * width * v.element_size() > PACKED:
+            raise OutOfRange
+        if weights is not None and (weights.shape != (n, r) or weights.dtype != v.dtype):
             raise OutOfRange
         job, alive = self._job(n, m, v, None, None, (), (), torch.Size(), stop)
         if weights is not None:
