@@ -192,7 +192,8 @@ class ProfileKernel(Kernel, ABC):
     def _reduce(self, x: Tensor, y: Tensor, profile: Callable[[Tensor], Tensor], multiply: Callable) -> Tensor:
         u, v = self._points(x, y)
         if self.statistic is not Statistic.PER_AXIS:
-            return profile(pairwise(self.statistic, u, v))
+            scaled = type(self).coordinates is ProfileKernel.coordinates
+            return profile(pairwise(self.statistic, u, v, scaled and Claim.STATIONARY in self.claims))
         total = profile(u[..., :, None, 0] - v[..., None, :, 0])
         for k in range(1, u.shape[-1]):
             total = multiply(total, profile(u[..., :, None, k] - v[..., None, :, k]))

@@ -19,10 +19,13 @@ class Statistic(Enum):
     PER_AXIS = "one difference per axis; the profile's product over axes is the kernel"
 
 
-def pairwise(statistic: Statistic, x: Tensor, y: Tensor) -> Tensor:
-    """The statistic of every pair, `... n d, ... m d -> ... n m` (PER_AXIS is formed by the kernel, axis by axis)."""
+def pairwise(statistic: Statistic, x: Tensor, y: Tensor, centred: bool = False) -> Tensor:
+    """The statistic of every pair, `... n d, ... m d -> ... n m` (PER_AXIS is formed by the kernel, axis by axis).
+
+    centred: the middle of y is at the origin already.
+    """
     if statistic is Statistic.DOT:
         return x @ y.mT
     if statistic is Statistic.L1_DISTANCE:
         return absolute_distance(x, y)
-    return squared_distance(x, y, kink=statistic is Statistic.DISTANCE)
+    return squared_distance(x, y, kink=statistic is Statistic.DISTANCE, centred=centred)

@@ -20,7 +20,7 @@ DIRECT_COLUMNS = 4  # up to here differences are as cheap as the expanded form, 
 NEAR_FLOAT32, NEAR_FLOAT64 = 1e-3, 1e-6  # pairs with s below this times (|x|^2 + |y|^2) are recomputed
 HARMLESS = 8e-6  # an absolute error of s that a smooth profile hardly notices: 64 eps of float32
 GATHERED = 2**20  # numbers gathered at once for near pairs
-CENTRING = 64  # points whose median is the centre
+CENTRING = 31  # points whose median is the centre
 GOLDEN = 0.6180339887498949
 
 
@@ -116,14 +116,15 @@ class _SquaredDistance(torch.autograd.Function):
         return gx.sum_to_size(x.shape), gy.sum_to_size(y.shape), None
 
 
-def squared_distance(x: Tensor, y: Tensor, kink: bool = False) -> Tensor:
+def squared_distance(x: Tensor, y: Tensor, kink: bool = False, centred: bool = False) -> Tensor:
     """|x_i - y_j|^2: `... n d, ... m d -> ... n m`, >= 0, twice differentiable also at distance zero.
 
-    kink: recompute near pairs from differences, for kernels that are not smooth at distance zero.
+    kink: recompute near pairs from differences, for kernels that are not smooth at distance zero. centred: the middle
+    of y is at the origin already.
     Error: relative eps for d <= 4. Else absolute eps (|x|^2 + |y|^2) around the middle of y while that is below 8e-6,
     and relative 1e-4 (float32) or 3e-10 (float64) beyond, and always with `kink`. Cost: 2 n m d flops.
     """
-    if y.shape[-2] > 0:
+    if y.shape[-2] > 0 and not centred:
         middle = centre(y)  # a shift: the distances and their gradients do not depend on it
         x, y = x - middle, y - middle
     return _SquaredDistance.apply(x, y, kink)
