@@ -18,7 +18,7 @@ from mercer.assemble import assemble, candidates, explain
 from mercer.budget import memory
 from mercer.claims import PSD, Claim
 from mercer.domain import Grid, Line
-from mercer.errors import ConvergenceWarning, NotPositiveDefiniteError, ShapeError, StructureError
+from mercer.errors import ConvergenceWarning, DataError, NotPositiveDefiniteError, ShapeError, StructureError
 from mercer.kernel import Kernel
 from mercer.kernels import Constant, Cosine, Gaussian, Laplace, Linear, Matern, Periodic, Wendland
 from mercer.operators import (
@@ -446,8 +446,12 @@ def test_one_part_that_reaches_everywhere_is_enough(kernel):
 def test_a_point_that_is_not_finite_has_no_neighbours():
     x = uniform(30, 2)
     x[7, 1] = torch.nan
-    with pytest.raises(ValueError, match="x has a number that is not finite in row 7"):
+    with pytest.raises(DataError, match="x has a number that is not finite in row 7"):
         _ = Sparse.within(Wendland(0.3, 1, 2), x) @ draw(30, 1)
+    y = torch.cat([x, uniform(600, 2, seed=1)])
+    assert torch.equal(
+        (Wendland(0.03, 1, 2)(y, y[20:]) @ torch.ones(610, 1, dtype=F64)).isnan()[:, 0], y.isnan().any(1)
+    )
 
 
 def test_sparse_entries_follow_points_and_parameters():

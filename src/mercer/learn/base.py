@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import numbers
 from abc import ABC
@@ -208,7 +209,7 @@ class KernelEstimator(BaseEstimator, ABC):
 
     def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
         left = None if clock.seconds is None else max(clock.seconds - clock.used(), 1.0)
-        return planning.choose(len(x), left, planning.Speed.measure(kernel, x), outputs)
+        return planning.choose(len(x), left, functools.partial(planning.Speed.measure, kernel, x), outputs)
 
     def _factors(self, n: int) -> list[float]:
         """Multiples of the noise to try on all rows: none where all rows were already learned from."""

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
 
 WEIGHT = 1.0  # strength of the prior, in rows: few rows give modest probabilities
+
+
+def log_chances(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of softmax, row by row: n c -> n c; plain numpy, as L-BFGS asks for it thousands of times."""
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,14 @@ class Calibration:
         Source [guo2017, sec. 4.2], [platt1999].
         """
         n, c = scores.shape
-        one = np.eye(c)[codes]
+        one, rows = np.eye(c)[codes], np.arange(n)
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
             t, bias = np.exp(theta[0]), theta[1:]
             logits = t * scores + bias
-            wrong = softmax(logits, 1) - one
-            value = -float(log_softmax(logits, 1)[np.arange(n), codes].sum())
+            each = log_chances(logits)
+            wrong = np.exp(each) - one
+            value = -float(each[rows, codes].sum())
             slope = np.concatenate([[t * float((wrong * scores).sum())], wrong.sum(0)])
             prior = WEIGHT * np.concatenate([[theta[0] - usual], bias])
             return value + 0.5 * float(prior @ np.concatenate([[theta[0] - usual], bias])), slope + prior
@@ -50,7 +56,7 @@ class Calibration:
 
     def loss(self, scores: np.ndarray, codes: np.ndarray) -> float:
         """The mean log loss, in nats."""
-        return -float(log_softmax(self.logits(scores), 1)[np.arange(len(codes)), codes].mean())
+        return -float(log_chances(self.logits(scores))[np.arange(len(codes)), codes].mean())
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        return softmax(self.logits(scores), 1)
+        return np.exp(log_chances(self.logits(scores)))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import log_softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -19,7 +18,7 @@ from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.learn import logistic
 from mercer.learn.base import KernelEstimator
-from mercer.learn.calibrate import Calibration
+from mercer.learn.calibrate import Calibration, log_chances
 from mercer.learn.regress import as_given
 from mercer.learn.table import Target
 from mercer.learn.tune import UNTOLD, Clock
@@ -97,7 +96,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
             if len(seen) > 1:
                 fresh._classify(table[rows], own)
                 logits = fresh._calibrated(fresh.scaler_(table[out]))
-                found[:, seen] = log_softmax(logits, 1)
+                found[:, seen] = log_chances(logits)
             return found
 
         place = None if self._repeats is None else self._repeats.place

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
 from torch import Tensor
 
 from mercer.budget import memory_budget
 from mercer.kernel import Kernel
-from mercer.learn.calibrate import Calibration
+from mercer.learn.calibrate import Calibration, log_chances
 from mercer.learn.tune import UNTOLD, Clock, one_thread
 from mercer.learn.unseen import spread
 
@@ -80,7 +79,7 @@ def solve(f: np.ndarray, codes: np.ndarray, classes: int, penalty: float, start:
     L-BFGS in coordinates scaled by a bound on the curvature. Source [rasmussen2006, sec. 3.5].
     """
     n, r = f.shape
-    one = np.eye(classes)[codes]
+    one, rows = np.eye(classes)[codes], np.arange(n)
     curve = 0.25 * min(1.0, 4 / classes) * np.append(np.square(f).sum(0, dtype=np.float64), n)
     charge = np.append(np.full(r, penalty), WEAK)[:, None]
     unit = np.sqrt(curve[:, None] + charge)
@@ -88,9 +87,10 @@ def solve(f: np.ndarray, codes: np.ndarray, classes: int, penalty: float, start:
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         w = theta.reshape(r + 1, classes) / unit
         logits = (f @ w[:-1].astype(np.float32)).astype(np.float64) + w[-1]
-        wrong = softmax(logits, 1) - one
+        each = log_chances(logits)
+        wrong = np.exp(each) - one
         slope = np.vstack([f.T @ wrong.astype(np.float32), wrong.sum(0)]) + charge * w
-        value = -log_softmax(logits, 1)[np.arange(n), codes].sum() + 0.5 * float((charge * w * w).sum())
+        value = -each[rows, codes].sum() + 0.5 * float((charge * w * w).sum())
         return float(value), (slope / unit).ravel()
 
     options = {"maxiter": steps, "ftol": 1e-6}
@@ -110,7 +110,7 @@ def _held_out(
     for k, start in enumerate(starts):
         w = solve(f[fold != k], codes[fold != k], classes, penalty, start, 25)
         out, place = fold == k, np.arange((fold == k).sum())
-        losses.append(-log_softmax(_logits(f[out], w), 1)[place, codes[out]])
+        losses.append(-log_chances(_logits(f[out], w))[place, codes[out]])
         found.append(w)
     return float(np.concatenate(losses).mean()), found
 
@@ -179,7 +179,7 @@ def fit(
     if not loss < GAIN * usual:
         return None
     w = solve(f, codes, classes, penalty, zero, 100)
-    shares = softmax(_logits(f, w), 1)
+    shares = np.exp(log_chances(_logits(f, w)))
     noise = penalty / max(float((shares * (1 - shares)).mean()), 1e-3)
     weights = features.turn @ torch.from_numpy(w[:-1])
     return Logistic(kernel, features.z, weights, w[-1], noise, calibration, loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,16 +83,19 @@ def _rate(a: Tensor, b: Tensor) -> float:
     return a.shape[0] * b.numel() / max(time.perf_counter() - start, 1e-6)
 
 
-def choose(n: int, seconds: float | None = None, speed: Speed | None = None, outputs: int = 1) -> Plan:
+def choose(
+    n: int, seconds: float | None = None, speed: Speed | Callable[[], Speed] | None = None, outputs: int = 1
+) -> Plan:
     """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then kernel centres.
 
-    seconds: what the solve may take (None: 15). speed: of this machine. The memory budget decides as well.
+    seconds: what the solve may take (None: 15). speed: of this machine, asked for where it matters. The memory budget
+    decides as well.
     """
     budget, seconds = memory_budget(), PATIENCE if seconds is None else seconds
-    speed = speed or Speed()
     exact = COPIES * 8 * n * n
     if n <= EXACT_ROWS and exact <= budget and (n <= 1000 or n**3 * EXACT <= seconds):
         return Plan("cholesky", n, memory=exact)
+    speed = speed() if callable(speed) else speed or Speed()
     columns = 5 * outputs
     full = 4 * n * n + 4 * n * (4500 + 6 * columns)
     if full <= budget and n * n * (1 / speed.values + STEPS * columns * 1.5 / speed.products) <= seconds:

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from mercer.claims import Claim
+from mercer.errors import DataError
 from mercer.kernel import Kernel, Product, ProfileKernel, Scaled, Sum, Warped
 from mercer.operators.kept import Kept
 from mercer.operators.pattern import Pattern
@@ -57,10 +58,6 @@ class Ball:
             u, v = warp.moved(u), warp.moved(v)
         middle = v[:1].double().nan_to_num()
         a, b = (self.part.coordinates(p.double() - middle).cpu().numpy() for p in (u, v))
-        for name, at in (("x", a), ("y", b)):
-            bad = np.nonzero(~np.isfinite(at).all(1))[0]
-            if len(bad):
-                raise ValueError(f"{name} has a number that is not finite in row {bad[0]}: it has no neighbours")
         return a, b
 
     def near(self, x: Tensor, y: Tensor) -> np.ndarray:
@@ -71,6 +68,10 @@ class Ball:
     def pairs(self, x: Tensor, y: Tensor) -> np.ndarray:
         """The pairs within reach, as row m + column."""
         a, b = self.scaled(x, y)
+        for name, at in (("x", a), ("y", b)):
+            bad = np.nonzero(~np.isfinite(at).all(1))[0]
+            if len(bad):
+                raise DataError(f"{name} has a number that is not finite in row {bad[0]}: it has no neighbours")
         found = cKDTree(a).sparse_distance_matrix(cKDTree(b), self.radius() * (1 + 1e-9), output_type="ndarray")
         return found["i"] * len(b) + found["j"]
 
