@@ -448,10 +448,6 @@ def test_a_point_that_is_not_finite_has_no_neighbours():
     x[7, 1] = torch.nan
     with pytest.raises(DataError, match="x has a number that is not finite in row 7"):
         _ = Sparse.within(Wendland(0.3, 1, 2), x) @ draw(30, 1)
-    y = torch.cat([x, uniform(600, 2, seed=1)])
-    assert torch.equal(
-        (Wendland(0.03, 1, 2)(y, y[20:]) @ torch.ones(610, 1, dtype=F64)).isnan()[:, 0], y.isnan().any(1)
-    )
 
 
 def test_sparse_entries_follow_points_and_parameters():
