@@ -462,8 +462,6 @@ def test_the_sanitisers_find_nothing(tmp_path):
     script = f"""
 import ctypes, torch
 import mercer.machine.library as library
-import mercer.machine.rates as rates
-from mercer.app.calibrate import calibrate
 library.load = lambda name: ctypes.CDLL({str(library_path)!r})
 from mercer.operators import Fused, Tiled
 from mercer.kernels import *
@@ -537,13 +535,16 @@ def test_the_matrix_itself(name, kernel, monkeypatch):
 def test_rates_are_measured_kept_and_read_again(monkeypatch, tmp_path):
     """A calibration writes this machine's rates; damaged files are not used, and say so; other versions have others."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("mercer.app.calibrate.SIZE", 96)
+    for name, size in (("SIZE", 96), ("MANY", 2048), ("WIDE", 96)):
+        monkeypatch.setattr(f"mercer.app.calibrate.{name}", size)
     assert rates.rates().source.startswith("usual rates")
     file = calibrate()
     assert file.parent == tmp_path / "mercer" and "measured" in rates.rates().source
     held = json.loads(file.read_text())
     measured = [name for name in rates.DEFAULTS if name in held["rates"]]
-    assert len(measured) > 20 and all(0 < ns < 1e6 for pair in held["rates"].values() for ns in pair)
+    if core() is not None:
+        assert set(rates.DEFAULTS) - set(held["rates"]) == {"tiles.other"}  # a kernel without a program
+    assert all(0 < ns < 1e6 for pair in held["rates"].values() for ns in pair)
     name = measured[0]
     assert rates.rates()(name, torch.float64) == held["rates"][name][1]
     held["rates"][name] = [-1.0, 2.0]

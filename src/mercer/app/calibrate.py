@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,17 +11,20 @@ from pathlib import Path
 import torch
 
 from mercer.kernel import Kernel
-from mercer.kernels import Gaussian, Laplace, Linear, Matern, Polynomial, RationalQuadratic, Riesz, Wendland
+from mercer.kernels import ArcCosine, Gaussian, Laplace, Linear, Matern, Polynomial, RationalQuadratic, Riesz, Wendland
 from mercer.machine import core
-from mercer.machine.rates import best, keep
+from mercer.machine.rates import CALL, DEFAULTS, best, keep
 from mercer.numerics import squared_distance
 from mercer.operators import Fused, Tiled
 
 PROFILES: dict[str, Kernel] = {
     "exponential": Gaussian(2.0), "matern12": Matern(0.5, 2.0), "matern32": Matern(1.5, 2.0),
     "matern52": Matern(2.5, 2.0), "power": RationalQuadratic(2.0, 0.7), "polynomial": Polynomial(3),
-    "wendland": Wendland(9.0, 1, 64), "root": Riesz(), "identity": Linear(),
+    "wendland": Wendland(9.0, 1, 64), "root": Riesz(), "identity": Linear(), "arccosine": ArcCosine(1),
 }  # fmt: skip
+ON_DOT = ("polynomial", "identity", "arccosine")
+FEW, MANY = 6, 2**17  # rows and columns of a product whose time is that of packing the columns
+WIDE = 6000  # points on each side of the product that shows what threads bring
 SIZE = 1536  # points on each side: large enough to fill the caches, small enough for a second in all
 
 
@@ -35,15 +39,41 @@ def _alone() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _nanoseconds(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype) -> float:
-    """Of one pair of points, in a product on one thread."""
+def _task(
+    kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype, n: int = SIZE, m: int = SIZE
+) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(SIZE, d, generator=generator, dtype=dtype) / d**0.5
-    y = torch.randn(SIZE, d, generator=generator, dtype=dtype) / d**0.5
-    v = torch.randn(SIZE, rhs, generator=generator, dtype=dtype)
+    x = torch.randn(n, d, generator=generator, dtype=dtype) / d**0.5
+    y = torch.randn(m, d, generator=generator, dtype=dtype) / d**0.5
+    v = torch.randn(m, rhs, generator=generator, dtype=dtype)
     tiled = Tiled(kernel, x, y)
     op = Fused(tiled) if kind is Fused else tiled
-    return 1e9 * best(lambda: op @ v) / SIZE**2
+    return lambda: op @ v
+
+
+def _nanoseconds(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype) -> float:
+    """Of one pair of points, in a product on one thread."""
+    return 1e9 * best(_task(kind, kernel, d, rhs, dtype)) / SIZE**2
+
+
+def _packing(found: dict[str, float], dtype: torch.dtype) -> float:
+    """Nanoseconds for each coordinate of a column that the core packs."""
+    seconds = best(_task(Fused, PROFILES["exponential"], 8, 1, dtype, FEW, MANY)) - CALL
+    pairs = FEW * (found["core.exponential"] + 8 * found["core.expanded"])
+    return max((1e9 * seconds / MANY - pairs) / 8, 0.05)
+
+
+def _share(threads: int, dtype: torch.dtype) -> float:
+    """What each further thread brings, of the ideal; the usual where there is one thread."""
+    if threads < 2:
+        return DEFAULTS["threads.share"][0]
+    seconds = {}
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        task = _task(Fused if core() is not None else Tiled, PROFILES["exponential"], 3, 1, dtype, WIDE, WIDE)
+        seconds[count] = best(task, clock=time.perf_counter)
+    torch.set_num_threads(1)
+    return min(max((seconds[1] / seconds[threads] - 1) / (threads - 1), 0.05), 1.0)
 
 
 def _products(kind: type, room: str, dtype: torch.dtype) -> dict[str, float]:
@@ -61,7 +91,7 @@ def _products(kind: type, room: str, dtype: torch.dtype) -> dict[str, float]:
     found[f"{room}.absolute"] = max(laplace / 8, least)
     both = _nanoseconds(kind, Gaussian(2.0) + Gaussian(1.0), 3, 1, dtype)
     for name in PROFILES:
-        statistic = "dot" if name in ("polynomial", "identity") else "direct"
+        statistic = "dot" if name in ON_DOT else "direct"
         if room == "tiles" and name == "exponential" and dtype == torch.float32:
             statistic = "expanded"
         own = at(name, 3) - 3 * found[f"{room}.{statistic}"] - (found[f"{room}.rhs"] if room == "tiles" else 0.0)
@@ -81,8 +111,9 @@ def _dense(dtype: torch.dtype) -> dict[str, float]:
 
 
 def calibrate() -> Path:
-    """Measure (a few seconds, one thread; best on a quiet machine), keep, and use from now on. Returns the file."""
+    """Measure (some seconds; best on a quiet machine), keep, and use from now on. Returns the file."""
     pairs: list[dict[str, float]] = []
+    threads = torch.get_num_threads()
     with _alone():
         for dtype in (torch.float32, torch.float64):
             found = {**_products(Tiled, "tiles", dtype), **_dense(dtype)}
@@ -91,5 +122,7 @@ def calibrate() -> Path:
             found["tiles.direct"] = max(each / 4, found["tiles.direct"])
             if core() is not None:
                 found.update(_products(Fused, "core", dtype))
+                found["core.point"] = _packing(found, dtype)
+            found["threads.share"] = _share(threads, dtype)
             pairs.append(found)
     return keep({name: (single, pairs[1][name]) for name, single in pairs[0].items()})

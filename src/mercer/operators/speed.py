@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel, Step
-from mercer.machine.rates import CALL, rates, threads
+from mercer.machine.rates import CALL, rates
 from mercer.numerics.distance import DIRECT_COLUMNS
 from mercer.statistic import Statistic
 
@@ -41,7 +41,7 @@ def core_seconds(program: Sequence[Step], x: Tensor, pairs: float, columns: floa
         each += rate(f"core.{step.op}", dtype) + d * rate(f"core.{kind}", dtype)
         packed += d * rate("core.point", dtype)
     blocks = max(pairs / max(columns, 1) / BLOCK_ROWS, 1.0)
-    return CALL + NANO * (pairs * each + columns * blocks * packed) / threads()
+    return CALL + NANO * (pairs * each + columns * blocks * packed) / rate.threads(dtype)
 
 
 def tile_seconds(kernel: Kernel, x: Tensor, pairs: float, rhs: int) -> float:
@@ -59,10 +59,12 @@ def tile_seconds(kernel: Kernel, x: Tensor, pairs: float, rhs: int) -> float:
         kind = STATISTICS.get(step.statistic) or ("direct" if d <= DIRECT_COLUMNS and exact else "expanded")
         name = f"tiles.{step.op}"
         each += rate(name if rate.known(name) else "tiles.other", dtype) + d * rate(f"tiles.{kind}", dtype)
-    return CALL + NANO * pairs * each / threads()
+    return CALL + NANO * pairs * each / rate.threads(dtype)
 
 
 def dense_seconds(numbers: float, rhs: int, dtype: torch.dtype) -> float:
     """Of a product with a stored matrix of so many numbers."""
     rate = rates()
-    return CALL / 5 + NANO * numbers * (rate("dense.read", dtype) + (rhs - 1) * rate("dense.rhs", dtype)) / threads()
+    return CALL / 5 + NANO * numbers * (
+        rate("dense.read", dtype) + (rhs - 1) * rate("dense.rhs", dtype)
+    ) / rate.threads(dtype)
