@@ -39,9 +39,7 @@ def _alone() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _task(
-    kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype, n: int = SIZE, m: int = SIZE
-) -> Callable[[], object]:
+def _task(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype, n: int, m: int) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator, dtype=dtype) / d**0.5
     y = torch.randn(m, d, generator=generator, dtype=dtype) / d**0.5
@@ -53,7 +51,7 @@ def _task(
 
 def _nanoseconds(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype) -> float:
     """Of one pair of points, in a product on one thread."""
-    return 1e9 * best(_task(kind, kernel, d, rhs, dtype)) / SIZE**2
+    return 1e9 * best(_task(kind, kernel, d, rhs, dtype, SIZE, SIZE)) / SIZE**2
 
 
 def _packing(found: dict[str, float], dtype: torch.dtype) -> float:

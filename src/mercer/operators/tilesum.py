@@ -19,6 +19,7 @@ from torch import Tensor
 from mercer.machine.threads import Stop, run
 
 GROUPS = 16  # the most threads that share a sum; each holds its own column outputs
+SHORT = 2**17  # pairs that are done sooner than handed to a thread
 
 Tensors = tuple[Tensor, ...]
 TileFunction = Callable[[int, int, Tensors, Tensors], tuple[Tensors, Tensors, Tensors]]
@@ -109,8 +110,10 @@ def _run(plan: Plan, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tens
 
 
 def _worth_threads(plan: Plan, tensors: Sequence[Tensor], groups: Sequence[_Group]) -> bool:
-    """More than one group, on the CPU, outside torch.func (whose transforms belong to one thread)."""
-    if len(groups) < 2 or torch._C._are_functorch_transforms_active() or torch.is_inference_mode_enabled():
+    """More than one group and thread, much work, on the CPU, outside torch.func (transforms belong to one thread)."""
+    if len(groups) < 2 or torch.get_num_threads() < 2 or plan.n * plan.m < SHORT:
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.is_inference_mode_enabled():
         return False
     return all(t.device.type == "cpu" for t in tensors)
 
