@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import mercer.operators.tiled as tiled
+from mercer import budget
 from mercer.assemble import _request as request_for
 from mercer.assemble import assemble, candidates, explain
 from mercer.budget import free_memory, memory, memory_budget, parse_bytes
@@ -285,6 +287,21 @@ def test_memory_budget_is_honoured():
     for bad in ("four", "-1G", "", 0):
         with pytest.raises(ValueError, match="memory is"):
             parse_bytes(bad)
+
+
+def test_free_memory_asks_the_cgroup_and_does_not_count_kept_files(monkeypatch, tmp_path):
+    (tmp_path / "memory.stat").write_text("anon 5\nactive_file 7\ninactive_file 300000000\n")
+    answers = {"/sys/fs/cgroup/memory.max": 10**9, "/sys/fs/cgroup/memory.current": 8 * 10**8}
+    monkeypatch.setattr(budget, "_meminfo", lambda: 10**10)
+    monkeypatch.setattr(budget, "_read", answers.get)
+    kept = budget._reclaimable
+    monkeypatch.setattr(budget, "_reclaimable", lambda path: kept(str(tmp_path / Path(path).name)))
+    monkeypatch.setattr(budget, "_last", [-1.0, 0.0])
+    assert free_memory() == 5 * 10**8
+    answers["/sys/fs/cgroup/memory.max"] = 9 * 10**8
+    assert free_memory() == 5 * 10**8  # asked a moment ago
+    monkeypatch.setattr(budget, "_last", [-1.0, 0.0])
+    assert free_memory() == 4 * 10**8 and kept(str(tmp_path / "nothing")) == 0
 
 
 def test_planner_stores_the_matrix_only_when_it_pays(capsys):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+FRESH = 0.05  # seconds for which the memory that was free is taken to be free still: asking takes as long as a product
+_last: list[float] = [-1.0, 0.0]  # when it was asked, and what came
 _limit: ContextVar[int | None] = ContextVar("memory_limit", default=None)
 
 
@@ -43,8 +46,25 @@ def _meminfo() -> int | None:
     return int(match[1]) * 1024 if match else None
 
 
+def _reclaimable(path: str) -> int:
+    """Bytes of a cgroup that only keep files in memory, which it gives up when asked."""
+    try:
+        match = re.search(r"^(?:total_)?inactive_file (\d+)$", Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(match[1]) if match else 0
+
+
 def free_memory() -> int:
     """Bytes this process may still take: the machine's available memory, or less where a cgroup says so."""
+    moment, found = _last
+    if time.monotonic() - moment > FRESH:
+        found = _measured()
+        _last[:] = time.monotonic(), found
+    return int(found)
+
+
+def _measured() -> int:
     found = _meminfo()
     if found is None:
         names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
@@ -56,7 +76,8 @@ def free_memory() -> int:
     ):
         top, now = _read(limit), _read(used)
         if top is not None and now is not None:
-            found = min(found, max(top - now, 0))
+            kept = _reclaimable(str(Path(used).with_name("memory.stat")))
+            found = min(found, max(top - now + min(kept, now), 0))
     return found
 
 
