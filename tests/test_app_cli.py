@@ -24,6 +24,7 @@ from mercer.app.main import app, main
 from mercer.app.places import check_output
 from mercer.app.tables import read_table, replaced, write_table
 from mercer.app.terminal import _board
+from mercer.app.verdict import promise
 from mercer.errors import OutlierWarning
 
 RTL = "evil\u202ename"
@@ -297,11 +298,40 @@ def test_an_error_of_writing_names_the_file_that_was_asked_for(tmp_path):
 
 
 def test_infinite_bands_are_called_infinite_and_few_rows_leave_a_doubt():
-    held = {"measured": 1.0, "rows": 12, "between": [0.74, 1.0], "size": "12 judged rows cannot bound them"}
+    held = {"measured": 1.0, "rows": 8, "between": [0.63, 1.0], "size": "8 judged rows cannot bound them"}
     board = {"name": "y", "task": "regression", "leaderboard": [{"name": "mercer", "scores": {"r2": 0.5}}]}
     (infinite, finite) = (_board(board | {"coverage": held | {"infinite": i}}, False)[-1] for i in (True, False))
     assert "infinite" in infinite and "held" not in infinite
-    assert "100.0 % of 12 rows (between 74 % and 100 %)" in finite
+    assert "100.0 % of 8 rows (between 63 % and 100 %)" in finite
+
+
+def test_bands_that_only_the_judges_could_not_bound_are_not_called_infinite():
+    held = {"infinite": True, "rows": 16, "measured": 1.0, "between": [0.8, 1.0], "groups": None}
+    assert "could not be measured: 16 judged rows" in promise("regression", held)
+    assert promise("regression", held | {"rows": 8}) == "90 % bands are infinite: 8 judged rows cannot bound them"
+
+
+def test_two_rows_of_a_class_are_judged_and_shown(tmp_path, monkeypatch):
+    """Folds that hold one class only have no skill to speak of; the report is written all the same."""
+    rng = np.random.default_rng(0)
+    table = pa.table({"a": rng.normal(size=60), "y": np.where(np.arange(60) < 2, "bad", "ok")})
+    write_table(table, tmp_path / "t.csv")
+    monkeypatch.setattr(baselines, "optional", lambda name: None)
+    words = ["fit", tmp_path / "t.csv", "--target", "y", "--time", "2s", "--folds", "2", "-o", tmp_path / "m"]
+    found = run(*words)
+    assert found.exit_code == OK and (tmp_path / "m" / "report.html").exists()
+
+
+def test_ctrl_c_while_loading_ends_without_a_traceback(tmp_path):
+    """At moments from the first import on: gone by the signal itself, or 130."""
+    for wait in (0.05, 0.1, 0.2, 0.4):
+        command = [sys.executable, "-m", "mercer.app", "plan", str(tmp_path / "none.csv"), "--target", "y"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        started = "mercer" in said or process.returncode in (INTERRUPTED, USAGE, DATA)
+        assert "mercer/app" not in said and (started or process.returncode == -signal.SIGINT), said
 
 
 def test_places_that_cannot_be_used_are_said_before_the_work(tmp_path):

@@ -45,6 +45,12 @@ def test_twins_never_stand_on_both_sides_of_a_fold():
             assert not set(groups[training]) & set(groups[test])
 
 
+def test_a_class_of_one_row_is_in_training_or_the_fold_is_left_out():
+    codes = np.array([0] * 49 + [1])
+    found = split([Target("y", "classification", codes, ["a", "b"], "text")], 5, 0)
+    assert len(found) == 4 and all(len(np.unique(codes[training])) == 2 for training, _ in found)
+
+
 def test_copies_calibrate_bands_once():
     """Four copies of each residual would look like a spread known exactly at every place."""
     random = np.random.default_rng(0)

@@ -36,7 +36,7 @@ def small_model():
     ridge = KernelRidge(learn=False, random_state=0).fit(x, x[:, 0])
     judge = KernelClassifier(learn=False, random_state=0).fit(x, (x[:, 1] > 0).astype(int))
     encoder = TableEncoder([
-        NumberEncoder("a", 0.0, 1.0, True, False), LevelEncoder("b", ["x", "y"], False),
+        NumberEncoder("a", 0.0, 1.0, True, False, -1.0, 1.0), LevelEncoder("b", ["x", "y"], False),
         MeanEncoder("c", {"p": [0.5]}, {"p": 3}, [0.1], False), WordEncoder("d", rng.normal(size=(8, 2048))),
     ])  # fmt: skip
     goals = [
@@ -257,6 +257,15 @@ def test_bands_are_measured_on_rows_that_did_not_calibrate_them():
     width = found.high - found.low
     assert np.median(width[x[:, 0] > 0.6]) > 2.5 * np.median(width[x[:, 0] < 0.4])
     assert abs(np.histogram(found.pit, 10, (0, 1))[0] - 150).max() < 5 * np.sqrt(150)
+
+
+def test_no_fold_vouches_for_itself():
+    """One fold of large residuals among small ones: judged by the others it is hardly held, by itself it would be."""
+    rng = np.random.default_rng(0)
+    folds = np.arange(300) % 3
+    noise = rng.normal(size=(300, 1)) * np.where(folds == 0, 100.0, 1.0)[:, None]
+    (found,) = bands.measure_numbers(rng.random((300, 1)), noise, np.zeros_like(noise), folds, 0)[1]
+    assert found.inside[folds == 0].mean() < 0.6 and found.inside[folds > 0].mean() > 0.97
 
 
 def refused(*words):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skrub import SquashingScaler
 
-from mercer.app import encoders, scores, targets, words
+from mercer.app import baselines, encoders, novelty, scores, targets, words
 from mercer.app.columns import Column, as_kind, refined, to_column
 from mercer.app.exits import UsageError
 from mercer.app.frame import Frame, TableEncoder, expected, suspicious, training_frame
@@ -67,7 +67,7 @@ def test_decimal_commas_are_numbers_where_commas_do_not_separate(tmp_path):
 
 def test_one_bad_word_among_decimal_commas_is_the_cell_that_is_named(tmp_path):
     (tmp_path / "t.csv").write_text("a;b\n0,5;1\n1,5;2\noops;3\n2,5;4\n")
-    encoder = TableEncoder([encoders.NumberEncoder("a", 0.0, 1.0, False, False)])
+    encoder = TableEncoder([encoders.NumberEncoder("a", 0.0, 1.0, False, False, -1.0, 1.0)])
     with pytest.raises(DataError, match="row 3 holds 'oops'; correct this cell"):
         expected(read_table(tmp_path / "t.csv"), encoder)
 
@@ -252,7 +252,7 @@ def test_levels_lie_at_distance_one_and_new_ones_at_the_origin():
     encoder = encoders.LevelEncoder.fit(column("x", ["a", "b", "c", None], "text"))
     z = encoder.encode(column("x", ["a", "b", "new"], "text"))
     assert np.linalg.norm(z[0] - z[1]) == pytest.approx(1.0)
-    assert not z[2].any() and encoders.unseen(encoder, column("x", ["a", "b", "new"], "text")).tolist() == [
+    assert not z[2].any() and novelty.unseen(encoder, column("x", ["a", "b", "new"], "text")).tolist() == [
         False,
         False,
         True,
@@ -287,6 +287,40 @@ def test_dates_turn_in_circles():
     )
     assert np.abs(z[0, 1:3] - z[1, 1:3]).max() < 0.03  # a year apart: the same season
     assert abs(z[0, 0] - z[1, 0]) > 0.8
+    ends = [pd.Timestamp(day).timestamp() for day in ("2023-12-31", "2024-01-01", "2023-07-02")]
+    z = encoder.encode(column("d", ends, "date"))[:, 1:3]
+    assert np.abs(z[0] - z[1]).max() < 0.03 and np.abs(z[0] + z[2]).max() < 0.03  # a circle, and half of it
+
+
+def test_numbers_and_dates_far_outside_training_are_said():
+    table = pa.table({
+        "a": np.linspace(-3, 3, 100), "w": ["x", "y"] * 50,
+        "d": pd.date_range("2023-01-01", periods=100, freq="D"),
+    })  # fmt: skip
+    frame, _ = training_frame(table, [])
+    encoder, _ = TableEncoder.fit(frame, np.zeros((100, 1)), 0)
+    assert encoder.surprises(frame) == []
+    far = pa.table({
+        "a": [4.4, 4.6, -4.6, 2.0], "w": ["x"] * 4,
+        "d": pd.to_datetime(["2023-04-20", "2023-01-01", "2031-01-01", "2022-12-20"]),
+    })  # fmt: skip
+    found = encoder.surprises(expected(far, encoder))
+    assert [s.split(" far")[0] for s in found] == ["column 'a': 2 rows", "column 'd': 1 row"]
+
+
+def test_trees_see_free_text_as_its_coordinates():
+    rng = np.random.default_rng(0)
+    words_ = np.array(["good", "bad", "new", "old", "red", "blue"])
+    lines = np.array([" ".join(rng.choice(words_, 6)) for _ in range(600)], dtype=object)
+    y = np.array([line.count("good") - line.count("bad") for line in lines], dtype=np.float64)
+    table = pa.table({"text": lines, "a": rng.normal(size=600)})
+    frame, _ = training_frame(table, [])
+    encoder, x = TableEncoder.fit(frame, y[:, None], 0)
+    assert list(encoder.wording()) == [0] and len(encoder.wording()[0]) > 3
+    inside, outside = frame.take(np.arange(400)), frame.take(np.arange(400, 600))
+    fold = baselines.Fold(x[:400], inside, x[400:], outside, 0, encoder.wording())
+    found = baselines.baselines()["LightGBM"](fold, targets.Target("y", "regression", y[:400], [], "number"))
+    assert np.square(found - y[400:]).mean() < 0.6 * y.var()  # nothing at all from the lines as categories
 
 
 @pytest.fixture

@@ -127,6 +127,12 @@ def test_bands_are_as_wide_as_the_last_model_needs_them() -> None:
     assert "'y' (3.0 times)" in unlike(["y", "z"], np.array([3.0, 1.0])) and "'z'" not in unlike(["y", "z"], times)
 
 
+def test_a_value_of_its_own_is_no_tail() -> None:
+    rng = np.random.default_rng(0)
+    y = np.exp(1.5 * rng.normal(size=1000))
+    assert heavy(y) and not heavy(np.where(rng.random(1000) < 0.6, 0.0, y))
+
+
 def test_a_last_model_is_no_worse_than_the_mean_where_the_folds_were() -> None:
     rng = np.random.default_rng(0)
     y, noise = rng.normal(size=300) + 7, rng.normal(size=300)

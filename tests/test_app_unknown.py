@@ -41,8 +41,8 @@ def fitted(tmp_path_factory):
     write_table(made(500, 0), place / "t.parquet")
     patch = pytest.MonkeyPatch()
     patch.setattr(baselines, "optional", lambda name: None)
-    with Watch(15, 7, quiet=True) as watch:
-        model = compute(Job(place / "t.parquet", ("y", "kind"), place / "m", seconds=15, quiet=True), watch).model
+    with Watch(25, 7, quiet=True) as watch:  # all folds also on a busy machine: fewer witnesses hold less evenly
+        model = compute(Job(place / "t.parquet", ("y", "kind"), place / "m", seconds=25, quiet=True), watch).model
     patch.undo()
     store.save(place / "m", model, {})
     return place, store.load(place / "m")
@@ -57,10 +57,13 @@ def held(found, table):
 
 @pytest.mark.parametrize("gone", [(), ("a",), ("b",), ("c",), ("k",), ("a", "k"), FEATURES], ids="-".join)
 def test_bands_and_sets_hold_where_columns_are_unknown(fitted, gone):
-    """Of 500 scores and 4,000 new rows the coverage of a 90 % promise has a deviation of 1.4 points."""
+    """Of 500 scores the coverage of a 90 % promise has a deviation of 1.4 points, of the 150 of a class 2.5.
+
+    The move of one model stands for that of all: as much again (four tables: 86 to 93 % and 87 to 95 %).
+    """
     new = made(4000, 1)
     numbers, classes = held(predicting.predictions(fitted[1], blanked(new, gone)), new)
-    assert numbers > 0.9 - 3 * 0.014 and classes > 0.9 - 3 * 0.014
+    assert numbers > 0.9 - 3 * 0.02 and classes > 0.9 - 3 * 0.028
     assert numbers < 0.96  # and not by promising everything
 
 

@@ -1,6 +1,6 @@
 """`python -m mercer.app` is the command `mercer`."""
 
-from mercer.app.main import main
+from mercer.app.start import main
 
 if __name__ == "__main__":
     main()

@@ -19,13 +19,17 @@ from mercer.app.targets import Target
 
 @dataclass(frozen=True)
 class Fold:
-    """Training and test rows in both forms: coordinates for the linear model, the table itself for trees."""
+    """Training and test rows in both forms: coordinates for the linear model, the table itself for trees.
+
+    wording: of columns of free text, their coordinates, which are all that trees can use of them.
+    """
 
     x: np.ndarray
     frame: Frame
     x_test: np.ndarray
     frame_test: Frame
     seed: int
+    wording: dict[int, np.ndarray]
 
 
 def _mean(fold: Fold, target: Target) -> np.ndarray:
@@ -55,10 +59,14 @@ def _linear(fold: Fold, target: Target) -> np.ndarray:
     return _every_class(model.predict_proba(z), model.classes_, len(target.classes))
 
 
-def _tree_table(frame: Frame, levels: dict[str, pd.Index]) -> pd.DataFrame:
-    data = {}
+def _tree_table(
+    frame: Frame, x: np.ndarray, wording: dict[int, np.ndarray], levels: dict[str, pd.Index]
+) -> pd.DataFrame:
+    data: dict[str, Any] = {}
     for i, column in enumerate(frame.columns):
-        if column.kind == "text":
+        if i in wording:
+            data |= {f"c{i}_{k}": x[:, k] for k in wording[i]}
+        elif column.kind == "text":
             known = levels.setdefault(column.name, pd.Index(pd.unique(column.values[~column.missing])))
             data[f"c{i}"] = pd.Categorical(column.values, categories=known)
         else:
@@ -70,7 +78,7 @@ def _lightgbm(fold: Fold, target: Target) -> np.ndarray:
     """Up to 300 trees of 31 leaves on the standardised target, stopped early on a tenth of the training rows."""
     tool: Any = optional("lightgbm")
     levels: dict[str, pd.Index] = {}
-    table = _tree_table(fold.frame, levels)
+    table = _tree_table(fold.frame, fold.x, fold.wording, levels)
     order = np.random.default_rng(fold.seed).permutation(len(table))
     held = max(len(table) // 10, 2)
     test, train = order[:held], order[held:]
@@ -89,7 +97,7 @@ def _lightgbm(fold: Fold, target: Target) -> np.ndarray:
             table.iloc[train], y[train], eval_set=[(table.iloc[test[known]], y[test[known]])],
             callbacks=[tool.early_stopping(20, verbose=False)],
         )  # fmt: skip
-        other = _tree_table(fold.frame_test, levels)
+        other = _tree_table(fold.frame_test, fold.x_test, fold.wording, levels)
         if target.task == "regression":
             return centre + scale * model.predict(other)
         found = model.predict_proba(other)

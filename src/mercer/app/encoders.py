@@ -15,7 +15,6 @@ from mercer.app.columns import Column
 DAY = 86_400.0
 _FEW = 8  # up to this many levels, each level has a coordinate of its own
 _CLIP = 3.0
-_NEVER = "\0\0"  # a category that no file holds
 
 
 def _marked(z: np.ndarray, column: Column, absent: bool) -> np.ndarray:
@@ -36,6 +35,8 @@ class NumberEncoder:
     scale: float
     clip: bool
     absent: bool
+    low: float
+    high: float
     kind: str = "number"
 
     @classmethod
@@ -45,7 +46,8 @@ class NumberEncoder:
         low, center, high = np.quantile(values, [0.25, 0.5, 0.75])
         spread = float(high - low) or float(np.ptp(values)) / 2 or 1.0
         clip = bool(np.abs((values - center) / spread).max() > _CLIP)
-        return cls(column.name, float(center), spread, clip, bool(column.missing.any()))
+        ends = float(values.min()), float(values.max())
+        return cls(column.name, float(center), spread, clip, bool(column.missing.any()), *ends)
 
     def encode(self, column: Column) -> np.ndarray:
         """n x 1, or n x 2 with an indicator of missing values."""
@@ -259,26 +261,6 @@ def fit_encoder(column: Column, target: np.ndarray, seed: int) -> Encoder:
     if distinct <= _FEW:
         return LevelEncoder.fit(column)
     return WordEncoder.fit(column, seed) if is_wording(present) else MeanEncoder.fit(column, target)
-
-
-def unseen(encoder: Encoder, column: Column) -> np.ndarray:
-    """True where a cell holds a category that was not there at training time."""
-    if not isinstance(encoder, LevelEncoder | MeanEncoder):
-        return np.zeros(len(column.values), dtype=bool)
-    levels = encoder.levels if isinstance(encoder, LevelEncoder) else list(encoder.means)
-    return ~column.missing & ~pd.Series(column.values, dtype=object).isin(levels).to_numpy()
-
-
-def unknown(encoder: Encoder, column: Column) -> np.ndarray:
-    """True where a cell is missing though none was in training, or holds a category never seen."""
-    return (column.missing & (not encoder.absent)) | unseen(encoder, column)
-
-
-def blank(encoder: Encoder) -> np.ndarray:
-    """The coordinates of an unknown cell."""
-    levels = isinstance(encoder, LevelEncoder | MeanEncoder)
-    cell = np.array([_NEVER if levels else None], object) if encoder.kind == "text" else np.array([np.nan])
-    return encoder.encode(Column(encoder.column, encoder.kind, cell))[0]
 
 
 def to_state(encoder: Encoder) -> tuple[dict[str, Any], np.ndarray | None]:

@@ -103,7 +103,7 @@ def repeated(frame: Frame) -> np.ndarray:
 def _learnable(
     parts: Iterable[tuple[np.ndarray, np.ndarray]], targets: Sequence[Target]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Folds that have test rows, and in training two classes of each class target: whole groups may hold one only."""
+    """Folds that have test rows, and in training two classes of each class target: one part may hold all of one."""
     labels = [t.values for t in targets if t.classes]
     return [(a, b) for a, b in parts if len(b) and all(len(np.unique(v[a])) > 1 for v in labels)]
 
@@ -126,10 +126,10 @@ def split(
         codes = np.where(rare[first.values], int(np.argmax(np.bincount(first.values))), first.values)
         if apart:
             return _learnable(StratifiedGroupKFold(**shuffled).split(codes, codes, groups), targets)
-        return list(StratifiedKFold(**shuffled).split(codes, codes))
+        return _learnable(StratifiedKFold(**shuffled).split(codes, codes), targets)
     if apart:
         return _learnable(GroupKFold(**shuffled).split(np.arange(n), groups=groups), targets)
-    return list(KFold(**shuffled).split(np.arange(n)))
+    return _learnable(KFold(**shuffled).split(np.arange(n)), targets)
 
 
 def train(
@@ -186,7 +186,7 @@ def _fold(
     pace.took(asked, pace.watch.elapsed() - before)
     if any(stopped(head) for head in trained.heads):
         raise KeyboardInterrupt
-    _compare(outcome, Fold(x, inside, z, outside, seed), goals, test, pace)
+    _compare(outcome, Fold(x, inside, z, outside, seed, trained.encoder.wording()), goals, test, pace)
 
 
 def doubts(outcome: Outcome, trained: Trained) -> list[str]:
@@ -236,8 +236,8 @@ def _together(outcome: Outcome, frame: Frame) -> np.ndarray | None:
     twins = repeated(frame)
     kinds = len(np.unique(twins))
     if kinds < frame.rows:
-        copies = count(frame.rows - kinds, "row")
-        outcome.notes.append(f"{copies} repeat another in every column; twins are kept in one fold")
+        copies = count(frame.rows - kinds, "row repeats", "rows repeat")
+        outcome.notes.append(f"{copies} another in every column; twins are kept in one fold")
     return twins if kinds >= 4 else None
 
 
@@ -259,9 +259,11 @@ def fit(
     outcome = Outcome(np.full(frame.rows, -1), _empty(targets), others, middle=_empty(targets))
     splits = split(targets, folds, seed, _together(outcome, frame) if named is None else named)
     if not splits:
-        raise DataError("leaving out a group leaves one class to learn from; expected groups of several classes")
-    if named is not None and len(splits) < folds:
-        outcome.notes.append(f"the groups allow {len(splits)} of {folds} folds")
+        mend = "groups of several classes" if named is not None else "at least two rows of each class"
+        raise DataError(f"leaving rows out leaves one class to learn from; expected {mend}")
+    if len(splits) < folds and (named is not None or len(splits) < min(folds, frame.rows // 2)):
+        what = "classes" if named is None else "groups"
+        outcome.notes.append(f"the {what} allow {len(splits)} of {folds} folds")
     pace = Pace(watch, len(splits) + 1)
     try:
         for k, rows in enumerate(splits):

@@ -16,14 +16,13 @@ from mercer.app.encoders import (
     LevelEncoder,
     MeanEncoder,
     NumberEncoder,
-    blank,
+    WordEncoder,
     fit_encoder,
     from_state,
     is_wording,
     to_state,
-    unknown,
-    unseen,
 )
+from mercer.app.novelty import blank, outside, unknown, unseen
 from mercer.app.words import closest, count, listed, shown
 from mercer.errors import DataError
 
@@ -137,7 +136,7 @@ def suspicious(frame: Frame, target: np.ndarray) -> list[Note]:
 def _fallback(column: Column) -> Encoder:
     if column.kind == "text":
         return LevelEncoder(column.name, [], True)
-    return NumberEncoder(column.name, 0.0, 1.0, False, True, kind=column.kind)
+    return NumberEncoder(column.name, 0.0, 1.0, False, True, 0.0, 0.0, kind=column.kind)
 
 
 def _narrow(target: np.ndarray, most: int = 4) -> np.ndarray:
@@ -185,6 +184,11 @@ class TableEncoder:
         """For each coordinate, the number of the column it comes from."""
         return np.concatenate([np.full(len(e.labels()), i) for i, e in enumerate(self.encoders)])
 
+    def wording(self) -> dict[int, np.ndarray]:
+        """The coordinates of each column of free text, by its number."""
+        sources = self.sources()
+        return {i: np.flatnonzero(sources == i) for i, e in enumerate(self.encoders) if isinstance(e, WordEncoder)}
+
     def unknown(self, frame: Frame) -> np.ndarray:
         """n x columns, True where a cell is one that the model has never seen the like of."""
         pairs = zip(self.encoders, frame.columns, strict=True)
@@ -201,6 +205,9 @@ class TableEncoder:
             name, gone = f"column '{shown(encoder.column)}'", int(unknown(encoder, column).sum())
             if column.infinite and encoder.absent:
                 found.append(f"{name}: {count(column.infinite, 'infinite value')}, taken as missing")
+            if far := int(outside(encoder, column).sum()):
+                rows = count(far, "row")
+                found.append(f"{name}: {rows} far outside what training saw; bands (or sets) there may be too narrow")
             if not gone:
                 continue
             new = int(unseen(encoder, column).sum())

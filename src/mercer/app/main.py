@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import sys
 import time as clock
 from pathlib import Path
@@ -215,6 +216,8 @@ def _said(error: Any) -> str:
 
 def main() -> None:
     """The console script."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by `start`, while modules were loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -228,6 +231,6 @@ def main() -> None:
         else:
             error.show()  # all of the help
         code = USAGE
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     sys.exit(code or 0)

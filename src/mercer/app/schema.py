@@ -28,6 +28,8 @@ class NumberPart(_Part):
     scale: Positive
     clip: bool
     absent: bool
+    low: Finite
+    high: Finite
     kind: Literal["number", "flag", "date"]
 
 

@@ -51,8 +51,10 @@ def _classification(codes: np.ndarray, chances: np.ndarray, ranks: str) -> Score
     if ranks == "skill":  # the share of the log loss of the class shares that is gone: "always the majority" has none
         shares = rows[rows > 0] / len(codes)
         known = float(-(shares * np.log(shares)).sum())
+        if len(shares) == 1:  # rows of one class: shares that leave one row in c + n for the others
+            known = float(np.log1p((chances.shape[1] - 1) / len(codes)))
         recall = np.bincount(codes, weights=right)[rows > 0] / rows[rows > 0]
-        skill = 1.0 - loss / known if known > 0 else float("nan")
+        skill = 1.0 - loss / known
         scores = {"skill": skill, **scores, "balanced": float(recall.mean())}
     return scores | {"log_loss": loss} | ({"auc": float(np.mean(areas))} if areas else {})
 

@@ -13,6 +13,7 @@ from mercer.app.scores import NAMES
 from mercer.app.words import count, fixed, listed, number, percent, shown
 
 FEWEST_JUDGED = 50  # rows below which a measured coverage is too rough to stand by itself
+_BOUNDED = 9  # rows from which a 90 % band is finite
 _LEAST = 0.002  # of a score: less is no difference
 _SURE = 0.9  # chance with which a difference that is called one has the sign it is said to have on both sides
 
@@ -83,6 +84,9 @@ def promise(task: str, held: Mapping[str, Any]) -> str:
     """What the 90 % bands or sets held, and how sure that is, in a sentence without its full stop."""
     if held.get("infinite"):
         what = count(held["groups"], "judged group") if held.get("groups") else count(held["rows"], "judged row")
+        rows = held.get("groups") or held["rows"]
+        if rows >= _BOUNDED:  # all of them bound a band, those of the other folds none
+            return f"what 90 % bands hold could not be measured: {what} are too few to judge each other's"
         return f"90 % bands are infinite: {what} cannot bound them"
     what = "bands" if task == "regression" else "sets of classes"
     low, high = held["between"]

@@ -66,8 +66,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(digits - 1 - size, 0)}f}"
 
 
-def fixed(value: float, digits: int = 3) -> str:
+def fixed(value: float | None, digits: int = 3) -> str:
     """A score with so many decimals, without the minus of a rounded zero."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 

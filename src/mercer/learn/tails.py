@@ -8,6 +8,7 @@ import numpy as np
 
 HEAVY = 6.0  # quartile ranges between the 0.5 % and 99.5 % quantiles: 3.8 of a normal, 4.8 of an exponential
 FEWEST, VALUES = 50, 10  # rows, and distinct values, below which a scale is not chosen
+ATOM = 0.1  # share of the rows that may have one and the same value: more are a kind of their own, not a tail
 NEAR = (0.05, 0.25, 0.5)  # quantiles of the distance to the centre that may be where the logarithm begins
 CHANCE = 1.2  # standard errors by which squares must differ to be believed: one wild row by itself makes 1
 ASIDE = 500  # rows for one more row of either side that does not count where two scales are compared
@@ -16,7 +17,8 @@ Pull = tuple[float, float]  # where predictions are drawn to, and the share of t
 
 def heavy(y: np.ndarray) -> bool:
     """Whether so many values of y: n lie so far out that squares of errors are those of a few rows."""
-    if len(y) < FEWEST or len(np.unique(y)) < VALUES:
+    each = np.unique(y, return_counts=True)[1]
+    if len(y) < FEWEST or len(each) < VALUES or each.max() > ATOM * len(y):
         return False
     low, first, third, high = np.quantile(y, [0.005, 0.25, 0.75, 0.995])
     return bool(high - low > HEAVY * (third - first))
