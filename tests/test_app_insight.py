@@ -62,7 +62,7 @@ def test_an_offset_of_the_target_is_no_handicap_for_the_trees():
     x = np.random.default_rng(2).normal(size=(300, 1))
     frame = Frame([Column("a", "number", x[:, 0])], 300)
     train, test = np.arange(240), np.arange(240, 300)
-    fold = Fold(x[train], frame.take(train), x[test], frame.take(test), 0)
+    fold = Fold(x[train], frame.take(train), x[test], frame.take(test), 0, {})
     far = baselines()["LightGBM"](fold, Target("y", "regression", x[train, 0] + 1e12, [], "number"))
     assert np.corrcoef(far - 1e12, x[test, 0])[0, 1] > 0.98
     assert np.abs(far - 1e12 - x[test, 0]).mean() < 0.2
