@@ -11,9 +11,10 @@ import torch
 from mercer.app import fitting
 from mercer.app.bands import measure_numbers
 from mercer.app.columns import Column
+from mercer.app.exits import Interrupted
 from mercer.app.fitting import Outcome, Trained, doubts, repeated, split
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.heads import Head, Lesson, whereabouts
+from mercer.app.heads import Head, Lesson, fit_head, whereabouts
 from mercer.app.pace import Pace
 from mercer.app.progress import Watch
 from mercer.app.targets import Target
@@ -168,3 +169,23 @@ def test_bands_are_looked_up_in_the_distance_of_the_kernel() -> None:
     ridge = KernelRidge(Gaussian(torch.tensor([0.2, 20.0])), 0.1, learn=False, standardize=True).fit(x, x[:, 0])
     place = whereabouts(Head([0], ridge), x, x[:, :1])
     assert place[:, 0].std() > 50 * place[:, 1].std()
+
+
+def test_folds_have_the_kind_of_learner_that_the_whole_table_has() -> None:
+    x = np.random.default_rng(0).random((60, 2))
+    target = Target("y", "regression", x.sum(1), [], "number")
+    names = [fit_head([0], [target], x, 0.5, 0, whole=rows).name() for rows in (6000, 60)]
+    assert names == ["NeighbourRidge", "KernelRidge"]
+    seen: list[int] = []
+
+    def spy(*args: object, whole: int, **kwargs: object) -> None:
+        seen.append(whole)
+        raise KeyboardInterrupt
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(fitting, "train", spy)
+    frame = Frame([Column("a", "number", x[:, 0])], 60)
+    with Watch(1, 3, quiet=True) as watch, pytest.raises(Interrupted):
+        fitting.fit(frame, [target], 0, watch, 2)
+    patch.undo()
+    assert seen == [60]

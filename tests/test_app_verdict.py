@@ -96,3 +96,23 @@ def test_sets_that_hold_more_say_why_and_few_rows_promise_nothing():
     assert few == "too few rows to promise 90 %: bands held 96.0 % of 25 rows (between 80 % and 99 %)"
     assert "too few rows" in promise("classification", held(1.0, 60, (0.94, 1.0), unsure=1.0))
     assert "too few rows" not in promise("classification", held(0.9, 600, unsure=0.02))
+
+
+def test_chance_is_two_sided_and_of_as_many_degrees_as_folds_leave():
+    """Five folds of mean 1.8 standard errors: beyond the 90 % point of one side (1.53), within that of both (2.13)."""
+    gaps = np.array([1.0, -1.0, 0.5, -0.5, 0.0])
+    gaps = gaps - gaps.mean() + 1.8 * gaps.std(ddof=1) / 5**0.5
+    ours = {"scores": {"r2": 0.5}, "each": [[k, 0.1 * g] for k, g in enumerate(gaps)]}
+    rival = {"scores": {"r2": 0.4}, "each": [[k, 0.0] for k in range(5)], "name": "linear"}
+    assert against(ours | {"name": "mercer"}, rival, "r2").endswith(", within chance")
+    wide = {**ours, "each": [[k, 0.1 * (g + 0.6)] for k, g in enumerate(gaps)]}
+    assert not against(wide | {"name": "mercer"}, rival, "r2").endswith(", within chance")
+
+
+def test_losses_that_are_printed_alike_are_not_called_worse():
+    def board(loss):
+        mean = {"name": "mean", "scores": {"log_loss": 1.609, "accuracy": 0.2}}
+        return [{"name": "mercer", "scores": {"log_loss": loss, "accuracy": 0.3}}, mean]
+
+    assert warnings("classification", board(1.6092)) == []
+    assert "worse than the class shares" in warnings("classification", board(1.63))[0]

@@ -9,9 +9,11 @@ import torch
 from numpy.random import default_rng as rng
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import cross_val_predict
 
 from mercer.app import bands, scores
 from mercer.app.facts import coverage
+from mercer.app.heads import _Classifier
 from mercer.app.targets import Target
 from mercer.kernels import Gaussian
 from mercer.learn import KernelClassifier, logistic
@@ -124,3 +126,31 @@ def test_uneven_classes_are_ranked_by_skill_and_the_majority_has_none() -> None:
     assert scores.main(even) == "accuracy" and "skill" not in scores.score(even, shares)
     part = target.take(np.flatnonzero(codes == 0))  # a fold may hold one class only: still scored as the whole is
     assert set(scores.score(part, shares[codes == 0], "skill")) >= {"skill", "balanced"}
+
+
+def test_a_threshold_is_no_higher_than_the_last_model_bears_out() -> None:
+    """Chances that differ from model to model by more than from row to row: the lower sample of each class serves."""
+    random = rng(0)
+    codes = np.repeat([0, 1], 200)
+    judged = 0.5 + 1e-4 * random.random((400, 2))
+    last = np.stack([0.49 + 1e-4 * random.random(400), 0.51 + 1e-4 * random.random(400)], 1)
+    sets = bands.ClassSets.fit(judged, codes)
+    assert sets.members(last)[:200, 0].mean() == 0  # all of a class lost
+    modest = bands.as_modest_as(sets, last, codes)
+    held = modest.members(last)[np.arange(400), codes]
+    assert held[:200].mean() > 0.88 and held[200:].all()
+    some = np.where(np.arange(400)[:, None] % 2, last, np.nan)  # rows that were not left out say nothing
+    assert bands.as_modest_as(sets, some, codes).chances.shape == (300,)
+    assert bands.as_modest_as(sets, None, codes) is sets
+
+
+def test_left_out_chances_of_the_last_model_are_those_of_rows_it_did_not_see() -> None:
+    x, y = blobs(160, 3, 7)
+    model = _Classifier(random_state=0).fit(np.vstack([x, x[:5]]), np.concatenate([y, y[:5]]))
+    told = np.isfinite(model.left_out_[:160, 0])  # one row of each place may stand for its twin
+    assert model.left_out_.shape == (165, 3) and told.sum() >= 155
+    np.testing.assert_allclose(model.left_out_[:160][told].sum(1), 1)
+    own = -np.log(model.left_out_[np.arange(160), y][told]).mean()
+    other = log_loss(y, cross_val_predict(LogisticRegression(), x, y, cv=10, method="predict_proba"))
+    assert abs(own - other) < 0.05  # the log odds are linear, so logistic regression is as good
+    assert own > log_loss(y, model.predict_proba(x)) + 0.02  # which is that of rows it has seen

@@ -23,7 +23,7 @@ from torch import nn
 
 from mercer import kernels
 from mercer.budget import memory
-from mercer.errors import DataError, NotPositiveDefiniteError, StructureError
+from mercer.errors import DataError, NotPositiveDefiniteError, ShapeError, StructureError
 from mercer.kernels import Constant, Gaussian, Laplace, Linear, Matern, Riesz
 from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal, NeighbourRidge
 from mercer.learn.calibrate import Calibration
@@ -290,6 +290,15 @@ def test_conformal_alone() -> None:
         LocalConformal().spread(x)
     with pytest.raises(DataError, match="row 3"):
         LocalConformal().fit(x[:5], np.array([1, 1, 1, np.nan, 1]))
+    for middle in (np.zeros((2, 5)), np.zeros(10), np.zeros((4, 2))):
+        with pytest.raises(ShapeError, match="expected 5 x 2"):
+            found.interval(middle, x[:5])
+    with pytest.raises(ShapeError, match="expected n x 2"):
+        found.interval(np.zeros((5, 2)), x[:5, :1])
+    with pytest.raises(DataError, match="prediction holds NaN at row 0"):
+        found.interval(np.full((5, 2), np.nan), x[:5])
+    with pytest.raises(ShapeError, match="residuals"):
+        LocalConformal().fit(x, r[:, :, None])
 
 
 def test_probabilities_are_calibrated_and_better_than_a_line() -> None:

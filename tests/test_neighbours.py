@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.interpolate import LinearNDInterpolator
 
 from mercer.errors import DataError
 from mercer.kernels import Matern
-from mercer.learn.neighbours import NeighbourRidge
+from mercer.learn.neighbours import Neighbourhoods, NeighbourRidge, local
 
 
 def bordered(x, y, z, lengthscale, noise):
@@ -77,3 +78,24 @@ def test_what_it_cannot_do_is_said():
         NeighbourRidge(neighbours=1).fit(np.zeros((5, 1)), np.zeros(5))
     with pytest.raises(DataError, match="NaN"):
         NeighbourRidge().fit(np.full((5, 1), np.nan), np.zeros(5))
+
+
+def test_rows_at_one_place_do_not_predict_themselves() -> None:
+    """Integers as coordinates: each row from all others, dense, whatever order a tree gives equal distances."""
+    random = np.random.default_rng(0)
+    x = torch.from_numpy(random.integers(0, 3, size=(40, 2)).astype(np.float64))
+    y = torch.from_numpy(random.normal(size=(40, 1)))
+    near = Neighbourhoods(Matern(1.5, torch.tensor([1.0, 2.0], dtype=torch.float64)), 0.3, x, y)
+    found = near.left_out(torch.arange(40), 39)
+    for i in range(40):
+        others = torch.tensor([[j for j in range(40) if j != i]])
+        torch.testing.assert_close(found[i], local(near.kernel, 0.3, x[i : i + 1], others, x, y)[0])
+
+
+def test_intervals_hold_on_a_grid_that_is_seen_again() -> None:
+    random = np.random.default_rng(1)
+    x = random.integers(0, 20, size=(4000, 2)).astype(np.float64)
+    y = np.sin(x[:, 0] / 4) + np.cos(x[:, 1] / 5) + 0.5 * random.normal(size=4000)
+    model = NeighbourRidge(time_budget=3, random_state=0).fit(x[:1200], y[:1200])
+    low, high = model.predict_interval(x[1200:])
+    assert 0.87 < ((low <= y[1200:]) & (y[1200:] <= high)).mean() < 0.93

@@ -224,6 +224,26 @@ def measure_classes(
     return ClassSets.fit(chances[kept], true[kept]), [_classes(true, chances, _parts(folds, seed), kept)]
 
 
+def as_modest_as(sets: ClassSets, left_out: np.ndarray | None, codes: np.ndarray) -> ClassSets:
+    """The sets, with each class's threshold no higher than what rows left out of the last model say of it.
+
+    left_out: n x classes, the chances that it gave to these rows, NaN where none (None: there is no such model); codes:
+    n. Chances of weak signals differ less from row to row than from model to model: thresholds of other models would
+    let all rows of a class in, or none.
+    """
+    if left_out is None:
+        return sets
+    own = left_out[np.arange(len(codes)), codes]
+    known = np.isfinite(own)
+    last = ClassSets.of(own[known], codes[known])
+    chances, kinds = [], []
+    for c in range(left_out.shape[1]):
+        chosen = min((sets, last), key=lambda each: each._threshold(c, COVERAGE))
+        chances.append(chosen.chances[chosen.codes == c])
+        kinds.append(np.full(len(chances[-1]), c))
+    return ClassSets.of(np.concatenate(chances), np.concatenate(kinds))
+
+
 def to_state(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(JSON, arrays)."""
     if isinstance(calibrator, ClassSets):

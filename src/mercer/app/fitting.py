@@ -133,10 +133,11 @@ def split(
 
 
 def train(
-    frame: Frame, targets: Sequence[Target], seconds: float, seed: int, learned: Sequence[Lesson] = ()
+    frame: Frame, targets: Sequence[Target], seconds: float, seed: int, learned: Sequence[Lesson] = (), whole: int = 0
 ) -> tuple[Trained, np.ndarray]:
     """A model of these rows, and their coordinates. learned: by models of some of these rows, to begin with.
 
+    whole: rows of the table that these are a part of; 0: these are all.
     A target is learned in the form that most of those models have.
     """
     encoder, x = TableEncoder.fit(frame, goal(targets), seed)
@@ -148,7 +149,7 @@ def train(
         form = forms.get(members[0])
         like = [le for le in learned if set(members) <= set(le.targets) and le.form == (form or le.form)]
         known = [pair for lesson in like if (pair := lesson.on(labels)) is not None]
-        heads.append(fit_head(members, targets, x, seconds / len(parts), seed, known, form))
+        heads.append(fit_head(members, targets, x, seconds / len(parts), seed, known, form, whole or frame.rows))
     return Trained(encoder, heads, [len(t.classes) for t in targets]), x
 
 
@@ -172,7 +173,7 @@ def _fold(
     (training, test), asked, before = rows, pace.share(), pace.watch.elapsed()
     inside, outside = frame.take(training), frame.take(test)
     goals = [t.take(training) for t in targets]
-    trained, x = train(inside, goals, asked, seed)
+    trained, x = train(inside, goals, asked, seed, whole=frame.rows)
     z = trained.encoder.encode(outside)
     for i, (values, middle) in enumerate(zip(*predict_both(trained.heads, trained.classes, z), strict=True)):
         outcome.found[i][test], outcome.middle[i][test] = values, middle

@@ -25,7 +25,8 @@ class Head:
     """A fitted learner and the numbers of the targets that it predicts.
 
     scale: that its one target was learned on; None: the target's own. pulls: for each target of a learner that was
-    worse than the mean how predictions are drawn to it. missed: n x t, what left-out rows were missed by, on the scale.
+    worse than the mean how predictions are drawn to it. missed: n x t, what left-out rows were missed by,
+    on the scale; of a class target the chances, n x classes, that left-out rows were given.
     """
 
     targets: list[int]

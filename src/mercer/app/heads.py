@@ -35,6 +35,13 @@ class _Ridge(KernelRidge):
         super()._conformal(x, scaled, kept)
 
 
+class _Classifier(KernelClassifier):
+    """Remembers the chances, n c, that it gave to rows left out; NaN where it left none out."""
+
+    def _judged(self, chances: np.ndarray) -> None:
+        self.left_out_ = chances
+
+
 def groups(targets: Sequence[Target], forms: Mapping[int, str] = {}) -> list[list[int]]:
     """Which targets share a learner: all numbers one, apart from heavy tails; each classification target its own.
 
@@ -106,9 +113,9 @@ def hasty(head: Head) -> bool:
     return bool(head.model.plan_.hasty)
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, seconds: float, seed: int, known: Sequence[Pair]) -> Any:
+def _ridge(x: np.ndarray, y: np.ndarray, seconds: float, seed: int, known: Sequence[Pair], local: bool) -> Any:
     """A fitted regressor with its left-out predictions; y: n t."""
-    if is_local(*x.shape):
+    if local:
         model: Any = NeighbourRidge(time_budget=seconds, random_state=seed)
     else:
         model = _Ridge(time_budget=seconds, random_state=seed).begin_at(known)
@@ -173,25 +180,27 @@ def fit_head(
     seed: int,
     known: Sequence[Pair] = (),
     form: str | None = None,
+    whole: int | None = None,
 ) -> Head:
     """Fit the learner of a group of targets on coordinates `x`, n x d. known: kernels and noises to consider.
 
     form: of its one target where that is settled; None: a heavy-tailed target is learned both ways, and left-out rows
-    choose.
+    choose. whole: rows of the table that x is a part of, which decide the kind of learner.
     """
     if targets[members[0]].task != "regression":
-        model = KernelClassifier(time_budget=seconds, random_state=seed).begin_at(known)
-        return Head(members, model.fit(x, targets[members[0]].values))
+        model = _Classifier(time_budget=seconds, random_state=seed).begin_at(known)
+        return Head(members, model.fit(x, targets[members[0]].values), missed=model.left_out_)
+    local = is_local(whole or len(x), x.shape[1])
     y = np.stack([targets[i].values for i in members], axis=1)
     if len(members) > 1 or form == PLAIN or (form is None and not heavy(y[:, 0])):
-        return _plain(members, _ridge(x, y, seconds, seed, known), y)
+        return _plain(members, _ridge(x, y, seconds, seed, known, local), y)
     scale = LogScale.of(y[:, 0])
-    model = _ridge(x, scale.forward(y), seconds * (_FIRST if form is None else 1.0), seed, known)
+    model = _ridge(x, scale.forward(y), seconds * (_FIRST if form is None else 1.0), seed, known, local)
     log = _logarithmic(members, model, scale, y, form or "")
     if form is not None or stopped(log) or _hopeless(log, x, y, seed):
         return log
     known = [*known, model.learned()] if hasattr(model, "learned") else known
-    plain = _plain(members, _ridge(x, y, seconds * (1 - _FIRST), seed, known), y)
+    plain = _plain(members, _ridge(x, y, seconds * (1 - _FIRST), seed, known, local), y)
     return _better(plain, log, y)
 
 

@@ -22,7 +22,16 @@ import torch
 
 from mercer.app import facts as say
 from mercer.app import insight
-from mercer.app.bands import Calibrator, Measured, as_wide_as, measure_classes, measure_numbers, one_of_each, unlike
+from mercer.app.bands import (
+    Calibrator,
+    Measured,
+    as_modest_as,
+    as_wide_as,
+    measure_classes,
+    measure_numbers,
+    one_of_each,
+    unlike,
+)
 from mercer.app.card import write_card
 from mercer.app.cores import cores, threads
 from mercer.app.doctor import versions
@@ -108,19 +117,19 @@ def _judge(
     calibrators: list[Calibrator] = []
     for head in trained.heads:
         first = head.targets[0]
+        last = head.missed if head.missed is not None and len(head.missed) == ready.frame.rows else None
         if known[first].task == "regression":
             true = head.forward(np.stack([known[i].values for i in head.targets], axis=1))
             middle = head.forward(np.stack([middles[i] for i in head.targets], axis=1))
             local, done = measure_numbers(whereabouts(head, x, middle), true, middle, folds, seed, allowed, kin)
-            everywhere = head.missed is not None and len(head.missed) == ready.frame.rows
-            local, times = as_wide_as(local, true - middle, head.missed if everywhere else None)
+            local, times = as_wide_as(local, true - middle, last)
             if (times > 1).any():
                 outcome.notes.append(unlike([known[i].name for i in head.targets], times))
             calibrators.append(local)
             done = [result.on(head.back) for result in done]
         else:
             sets, done = measure_classes(known[first].values, found[first], folds, seed, kin)
-            calibrators.append(sets)
+            calibrators.append(as_modest_as(sets, last, ready.targets[first].values))
         for i, result in zip(head.targets, done, strict=True):
             measured[i], judged[i] = result, _judged(known[i], found[i], result, at)
     order = range(len(known))

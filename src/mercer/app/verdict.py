@@ -58,7 +58,7 @@ def warnings(task: str, board: Sequence[Mapping[str, Any]], never: Sequence[tupl
         found.append(_nothing_learned(ours, mean))
     elif mean is not None:
         loss, shares = ours["scores"]["log_loss"], mean["scores"]["log_loss"]
-        if loss > shares:
+        if loss > shares and number(loss) != number(shares):
             losses = f"log loss {number(loss)}, shares {number(shares)}"
             found.append(f"Its probabilities are worse than the class shares ({losses}): do not use them as chances")
         if ours["scores"]["accuracy"] <= mean["scores"]["accuracy"]:

@@ -83,8 +83,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         scores = self._each_class(self._left_out.numpy())
         del self._left_out
         self.calibration_ = Calibration.fit(scores, codes)
+        self._judged(self.calibration_(scores))
         if self.learn and self.alpha is None and not self.plan_.interrupted:
             self._by_log_loss(x, codes, self.calibration_.loss(scores, codes), clock)
+
+    def _judged(self, chances: np.ndarray) -> None:
+        """Told the chances, n c, that left-out rows were given; NaN where none were."""
 
     def _unseen(self, table: np.ndarray, codes: np.ndarray) -> None:
         """Calibrate again, by fits that learned nothing from the rows that they predict."""
@@ -102,7 +106,9 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         place = None if self._repeats is None else self._repeats.place
         found = left_out(self, codes, place, judge)
         if found is not None:
-            self.calibration_ = self.calibration_.then(Calibration.fit(found, codes, 0.0))
+            again = Calibration.fit(found, codes, 0.0)
+            self.calibration_ = self.calibration_.then(again)
+            self._judged(again(found))
 
     def _by_log_loss(self, x: Tensor, codes: np.ndarray, usual: float, clock: Clock) -> None:
         """Take log odds trained by log loss instead, where left-out rows say that they are better than `usual`."""
@@ -111,9 +117,10 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         seconds = UNTOLD if clock.seconds is None else clock.seconds
         own = Clock.of(max(seconds - clock.used(), LATE * seconds))
         try:
-            twins, place = self._repeats, None
+            twins, place, rows = self._repeats, None, np.arange(len(codes))
+            chances = np.full((len(codes), int(codes.max()) + 1), np.nan)
             if twins is not None and self._within == 0:  # rows of one place agree: each place is one observation
-                codes = codes[twins.picked]
+                codes, rows = codes[twins.picked], twins.picked
             elif twins is not None:
                 place = twins.place
                 x = x[torch.from_numpy(place)]
@@ -125,6 +132,8 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
             return
         if self.progress is not None:
             self.progress("log loss of left-out rows", found.loss)
+        chances[rows[found.judged]] = found.calibration(found.scores)
+        self._judged(chances)
         first = 1 if len(found.bias) == 2 else 0  # two classes have opposite log odds
         self.kernel_, self._points, self._weights = found.kernel, found.points, found.weights[:, first:].contiguous()
         self.target_ = Target(found.bias[first:], np.ones(len(found.bias) - first))

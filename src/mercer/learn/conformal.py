@@ -49,6 +49,8 @@ class LocalConformal:
     def fit(self, x: Any, residuals: Any) -> LocalConformal:
         """x: n d; residuals: n or n c, true minus predicted, of rows that the predictor did not see."""
         table, wrong = _table(x), _table(residuals)
+        if table.ndim != 2 or wrong.ndim != 2:
+            raise ShapeError(f"LocalConformal.fit: x is {table.shape}, residuals {wrong.shape}; expected n d and n c")
         if len(table) != len(wrong) or not len(wrong):
             raise ShapeError(
                 f"LocalConformal.fit: {len(table)} rows of x, {len(wrong)} residuals; expected as many, and > 0"
@@ -130,20 +132,31 @@ class LocalConformal:
             scores.append(best[2])
         self.shrink, self.scores = np.array(shrink), np.stack(scores, 1)
 
-    def spread(self, x: Any) -> np.ndarray:
-        """s(x), `n c`: how noisy each place is, relative to the middle."""
+    def _known(self, x: Any) -> np.ndarray:
+        """x as a table of the columns that were fitted."""
         if not hasattr(self, "scores"):
             raise DataError("LocalConformal is not fitted: call fit(x, residuals) first")
-        table = _table(x)
+        table, columns = _table(x), self.points.shape[1]
+        if table.ndim != 2 or table.shape[1] != columns:
+            raise ShapeError(f"LocalConformal: x is {table.shape}; expected n x {columns}, as it was fitted")
         refuse_gaps(table, "x")
-        limit = math.log(WIDEST)
+        return table
+
+    def spread(self, x: Any) -> np.ndarray:
+        """s(x), `n c`: how noisy each place is, relative to the middle."""
+        table, limit = self._known(x), math.log(WIDEST)
         return np.exp(np.clip(self.shrink * self._log_scale(self.scaler(table)).numpy(), -limit, limit))
 
     def interval(self, prediction: Any, x: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) around predictions, of their shape. coverage: in (0, 1)."""
         if not (isinstance(coverage, numbers.Real) and 0 < float(coverage) < 1):
             raise ValueError(f"coverage is {coverage!r}; expected a number between 0 and 1, such as 0.9")
-        middle = np.asarray(plain(prediction), dtype=np.float64)
+        middle, table = np.asarray(plain(prediction), dtype=np.float64), self._known(x)
+        outputs = self.scores.shape[1]
+        if middle.shape != (len(table), outputs) and not (outputs == 1 and middle.shape == (len(table),)):
+            expected = f"{len(table)} x {outputs}, a row for each of x and a column for each residual"
+            raise ShapeError(f"LocalConformal.interval: prediction is {middle.shape}; expected {expected}")
+        refuse_gaps(middle.reshape(len(table), outputs), "prediction")
         n = len(self.scores)
         place = math.ceil((n + 1) * coverage)
         size = np.sort(np.abs(self.scores), 0)

@@ -32,7 +32,7 @@ WEAK = 1e-2  # penalty of the log odds of a class
 class Logistic:
     """Log odds k(x, points) weights + bias: weights `m c`. noise: what in least squares would smooth as much.
 
-    calibration: on left-out rows; loss: theirs, in nats.
+    calibration: on left-out rows; loss: theirs, in nats; judged: which rows these are, scores: what they were given.
     """
 
     kernel: Kernel
@@ -42,6 +42,8 @@ class Logistic:
     noise: float
     calibration: Calibration
     loss: float
+    judged: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -182,4 +184,4 @@ def fit(
     shares = np.exp(log_chances(_logits(f, w)))
     noise = penalty / max(float((shares * (1 - shares)).mean()), 1e-3)
     weights = features.turn @ torch.from_numpy(w[:-1])
-    return Logistic(kernel, features.z, weights, w[-1], noise, calibration, loss)
+    return Logistic(kernel, features.z, weights, w[-1], noise, calibration, loss, rows.numpy()[judged], scores)

@@ -59,20 +59,25 @@ class Neighbourhoods:
         return (x / scale.detach()).numpy() if isinstance(scale, Tensor) else x.numpy()
 
     @torch.no_grad()
-    def _serve(self, x: Tensor, k: int, first: int) -> Tensor:
+    def _serve(self, x: Tensor, k: int, own: Tensor | None = None) -> Tensor:
         found = [torch.zeros(0, self.y.shape[1], dtype=torch.float64)]
-        for part in x.split(CHUNK):
-            rows = torch.from_numpy(self.tree.query(self._place(part), first + k, workers=-1)[1]).reshape(len(part), -1)
-            found.append(local(self.kernel, self.noise, part, rows[:, first:], self.points, self.y))
+        for at, part in enumerate(x.split(CHUNK)):
+            more = k if own is None else k + 1
+            rows = torch.from_numpy(self.tree.query(self._place(part), more, workers=-1)[1]).reshape(len(part), -1)
+            if own is not None:  # a twin may come before the row itself, or in its place
+                self_ = rows == own[at * CHUNK : at * CHUNK + len(part), None]
+                self_[~self_.any(1), -1] = True
+                rows = rows[~self_].reshape(len(part), k)
+            found.append(local(self.kernel, self.noise, part, rows, self.points, self.y))
         return torch.cat(found)
 
     def predict(self, x: Tensor, k: int) -> Tensor:
         """x: n d from its k nearest rows -> n c."""
-        return self._serve(x, k, 0)
+        return self._serve(x, k)
 
     def left_out(self, rows: Tensor, k: int) -> Tensor:
-        """Rows predicted from their k nearest others; the nearest of all, the row itself, is left out."""
-        return self._serve(self.points[rows], k, 1)
+        """Rows predicted from their k nearest others; a row at the same place is one of these."""
+        return self._serve(self.points[rows], k, rows)
 
 
 class NeighbourRidge(RegressorMixin, BaseEstimator):
