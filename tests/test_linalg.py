@@ -23,7 +23,7 @@ from mercer.errors import (
 )
 from mercer.features.nystrom import Nystrom, cholesky_landmarks
 from mercer.kernels import Gaussian, Linear, Matern
-from mercer.linalg import CG, MINRES, Cholesky, NystromPreconditioner, PivotedCholesky, Woodbury
+from mercer.linalg import CG, MINRES, Cholesky, NystromPreconditioner, PivotedCholesky, Woodbury, solve
 from mercer.operators import Dense, Shifted, Tiled
 from mercer.operators.pivoted import pivoted_cholesky
 
@@ -368,3 +368,36 @@ def test_right_hand_sides_are_real_numbers(dtype):
     for solver in (Cholesky(), CG(), MINRES()):
         with pytest.raises(TypeError, match="A x = b"):
             solver.solve(solver.prepare(a), torch.ones(3, 1, dtype=dtype))
+
+
+def test_cholesky_measures_the_answer_it_returns_in_float32() -> None:
+    """The float64 answer inside has a residual of 1e-13; what float32 keeps of it does not."""
+    x = torch.rand(400, 2, generator=torch.Generator().manual_seed(1))
+    b, a = x.sin(), Shifted(Gaussian(0.5)(x), 1e-5)
+    with torch.no_grad():
+        matrix = a.dense().double().numpy()
+    for answer in (Cholesky().solve(Cholesky().prepare(a), b), solve(a, b)):
+        gap = np.linalg.norm(matrix @ answer.value.detach().double().numpy() - b.double().numpy(), axis=0)
+        np.testing.assert_allclose(answer.residuals, gap / np.linalg.norm(b.double().numpy(), axis=0), rtol=1e-3)
+        assert answer.residual > 1e-6 and answer.converged  # 1e-3 in float32
+    strict = Cholesky(tolerance=1e-6)
+    with pytest.warns(ConvergenceWarning, match="float32 may hold no more: use float64, or Refined"):
+        assert not strict.solve(strict.prepare(a), b).converged
+
+
+def test_cholesky_warns_where_it_missed_and_scales_right_hand_sides() -> None:
+    x = points(40, 2)
+    twice, b = torch.cat([x, x]), points(80, 1)[:, 0]
+    with pytest.warns(ConvergenceWarning, match="jitter") as seen:
+        answer = solve(Gaussian(0.5)(twice), b)
+    assert not answer.converged and answer.residual > 0.1 and seen[-1].message.residual == answer.residual
+    a = Shifted(Gaussian(0.5)(x), 0.1)
+    rhs = torch.stack([b[:40] * 1e200, b[:40] * 1e-200, 0 * b[:40]], 1)
+    with torch.no_grad():
+        large, plain = solve(a, rhs), solve(a, b[:40]).value
+    assert large.converged and large.residual < 1e-12
+    np.testing.assert_allclose(large.value[:, 0] * 1e-200, plain, rtol=1e-12)
+    np.testing.assert_allclose(large.value[:, 1] * 1e200, plain, rtol=1e-12)
+    with pytest.warns(ConvergenceWarning):  # the answer is beyond float32
+        found = solve(Shifted(Gaussian(0.5)(x.float()), 1e-3), (1e38 * torch.tensor([1.0, -1.0])).repeat(20))
+    assert not found.converged and found.residual == math.inf

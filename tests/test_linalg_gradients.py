@@ -110,7 +110,7 @@ def test_an_operator_that_is_not_symmetric_is_turned_for_the_gradient() -> None:
             return State()
 
     m, b = (points(5, 5) + 2 * torch.eye(5)).requires_grad_(), points(5, 2, 1).requires_grad_()
-    compare(solve(Dense(m), b, Lu()).value.sin().sum(), torch.linalg.solve(m, b).sin().sum(), [m, b])
+    compare(solve(Dense(m), b, Lu(tolerance=10.0)).value.sin().sum(), torch.linalg.solve(m, b).sin().sum(), [m, b])
 
 
 def test_gradients_are_of_first_order_and_say_so() -> None:

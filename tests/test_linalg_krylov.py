@@ -187,3 +187,67 @@ def test_a_rank_that_does_not_fit_is_refused_with_one_that_does() -> None:
     for precondition in (NystromPreconditioner(500), PivotedCholesky(500)):
         with memory("1M"), pytest.raises(MemoryBudgetError, match="rank of at most 65"):
             precondition.prepare(Shifted(k, 0.1))
+
+
+@pytest.mark.parametrize("method", [CG, BlockCG])
+def test_no_answer_is_worse_than_zero_where_rounding_makes_the_matrix_indefinite(method: type) -> None:
+    x = points(1500, dtype=torch.float32)
+    b = x.sin()
+    solver = method(NystromPreconditioner(150, torch.Generator().manual_seed(0)), tolerance=1e-6)
+    with pytest.warns(ConvergenceWarning, match="Refined") as seen:
+        answer = solver.solve(solver.prepare(Shifted(Matern(2.5, 3.0)(x), 1e-6)), b)
+    matrix = Matern(2.5, 3.0)(x).dense().detach().double().numpy() + 1e-6 * np.eye(1500)
+    assert relative(matrix, answer.value, b).max() < 0.3  # the recursion goes to 1e25
+    assert answer.residual < 0.3 and answer.iterations < 200 and seen[-1].message.residual == answer.residual
+
+
+@pytest.mark.parametrize("method", [CG, BlockCG])
+def test_the_best_iterate_is_returned_when_the_iterations_are_used_up(method: type) -> None:
+    """Condition 1e10: residuals of conjugate gradients swing, and the last one is larger than that of zero."""
+    q, _ = np.linalg.qr(points(200, 200).numpy() - 0.5)
+    matrix = (q * np.logspace(0, -10, 200)) @ q.T
+    b, told = points(200, 1, 1) - 0.5, []
+    for most in (20, 150):
+        solver = method(tolerance=1e-8, max_iterations=most)
+        with pytest.warns(ConvergenceWarning):
+            answer = solver.solve(solver.prepare(Dense(torch.as_tensor((matrix + matrix.T) / 2), PSD)), b)
+        told.append(answer.residual)
+        np.testing.assert_allclose(answer.residual, relative(matrix, answer.value, b).max(), rtol=1e-3)
+    assert told[1] <= told[0] <= 1
+
+
+@pytest.mark.parametrize("low", [0, -5, -25])
+@pytest.mark.parametrize("n", [10, 50])
+def test_minres_ends_with_least_squares_where_a_is_singular(n: int, low: int) -> None:
+    q, _ = np.linalg.qr(points(n, n).numpy() - 0.5)
+    values = np.arange(n) + max(low, -n // 2)
+    matrix = (q * values) @ q.T
+    b = points(n, 1, 3) - 0.5
+    least = abs(q[:, values == 0].T @ b.numpy()).item() / float(b.norm())  # what lies in the null space stays
+    solver = MINRES(tolerance=1e-10)
+    with pytest.warns(ConvergenceWarning, match="singular"):
+        answer = solver.solve(solver.prepare(Dense(torch.as_tensor((matrix + matrix.T) / 2), SYMMETRIC)), b)
+    assert not answer.converged and answer.iterations < 6 * n
+    np.testing.assert_allclose(answer.residual, least, rtol=1e-3)
+    np.testing.assert_allclose(relative(matrix, answer.value, b), least, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", [CG, BlockCG, MINRES])
+def test_the_scale_of_a_does_not_matter(method: type) -> None:
+    matrix = torch.as_tensor(gram(points(60), 0.5, 0.1))
+    solver, b = method(tolerance=1e-9), points(60, 2, 1) - 0.5
+    plain = solver.solve(solver.prepare(Dense(matrix, PSD)), b)
+    for size in (1e-200, 1e200):
+        answer = solver.solve(solver.prepare(Dense(matrix * size, PSD)), b)
+        assert answer.converged and abs(answer.iterations - plain.iterations) <= 2
+        np.testing.assert_allclose(answer.value * size, plain.value, rtol=1e-6)
+
+
+def test_residuals_are_of_the_answer_that_fits_its_dtype() -> None:
+    """b = 1e38 in float32 has no answer there: infinity is handed out, and its residual is said."""
+    solver = CG(tolerance=1e-5)
+    with pytest.warns(ConvergenceWarning):
+        answer = solver.solve(
+            solver.prepare(Dense(0.01 * torch.eye(4), PSD)), torch.tensor([1.0, 0.0, 0.0, 0.0]) * 1e38
+        )
+    assert not answer.converged and answer.residual == np.inf

@@ -202,3 +202,15 @@ def test_eigenpairs_in_float32_reach_what_float32_holds(largest):
     exact = torch.linalg.eigvalsh(matrix.double())
     exact = exact.flip(0)[:3] if largest else exact[:3]
     assert found.converged and float((found.values - exact).abs().max()) < 1e-5 * float(exact.max() + 1)
+
+
+def test_the_interval_holds_what_the_quadrature_and_the_solves_left() -> None:
+    """A loose solve is off by more than its probes vary: the error bar must say so."""
+    half, drawn = SLQ().interval(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), 0.75, 0.0)
+    assert half == pytest.approx(drawn + 0.75, rel=1e-9) and drawn > 0
+    none, _ = SLQ().interval(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), 0.0, 0.0)
+    assert half - none == pytest.approx(0.75, rel=1e-9)
+    loose = Shifted(Gaussian(0.5)(points(200)), 1e-3)
+    found = trace_inverse(loose, SLQ(probes=4, generator=seeded()), tolerance=0.3)
+    spread = float(found.samples.std()) / 2 * 3.182446  # Student's t, 3 degrees of freedom
+    assert found.error > 1.5 * spread

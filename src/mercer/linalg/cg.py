@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mercer.linalg.krylov import TINY, Krylov, KrylovState, dot
+from mercer.linalg.krylov import TINY, Best, Krylov, KrylovState, dot
 from mercer.solver import SYMMETRIC_PSD
 
 RANK = 1e-10  # a direction of a block this much smaller than the largest one is dependent
@@ -17,8 +17,9 @@ class CG(Krylov):
     preconditioner: a Preconditioner, an Operator close to A^-1, or None. tolerance: of |A x - b| / |b|, each column
     stops on its own. max_iterations: >= 1. callback(iteration, residual) -> True stops early.
     Needs: one symmetric psd matrix (no batch), b of its dtype. Cost: a product with A and with the preconditioner
-    each step; memory 5 n c float64 numbers. The answer is a constant to autograd: `solve` attaches gradients.
-    Error: residual <= tolerance, measured at the end as |A x - b| and not by the recursion.
+    each step; memory 9 n c float64 numbers. The answer is a constant to autograd: `solve` attaches gradients.
+    Error: residual <= tolerance, measured at the end as |A x - b| and not by the recursion; never above that of x = 0:
+    where rounding makes A indefinite to the recursion, the best x it saw is returned.
     Raises ConvergenceWarning, with converged=False in the answer, when the tolerance was missed; ShapeError, TypeError.
     Source [golub2013, alg. 11.5.1].
     """
@@ -27,12 +28,13 @@ class CG(Krylov):
 
     def cycle(self, state: KrylovState, x: Tensor, r: Tensor, limit: Tensor, steps: int) -> tuple[int, bool]:
         z = state.precondition(r)
-        p, rho, stopped = z.clone(), dot(r, z), False
+        p, rho, stopped, best = z.clone(), dot(r, z), False, Best(x, r)
+        alive = torch.ones_like(rho, dtype=torch.bool)
         while steps < self.max_iterations and not stopped:
             p = state.near(p)
             q = state.product(p)
             curvature = dot(p, q)
-            live = (r.norm(dim=0) > limit) & (curvature > 0) & (rho > 0)
+            live = alive & (r.norm(dim=0) > limit) & (curvature > 0) & (rho > 0)
             if not bool(live.any()):
                 break
             step = torch.where(live, dot(p, r) / torch.where(live, curvature, 1.0), 0.0)
@@ -40,13 +42,16 @@ class CG(Krylov):
             r -= step * q
             steps += 1
             residual = r.norm(dim=0)
-            stopped = self.told(steps, residual, limit)
+            best.see(x, r)
+            alive &= _near(residual, best, limit, state)
+            stopped = self.told(steps, best.norm, limit)
             if not bool((residual > limit).any()):
                 break
             z = state.precondition(r)
             new = dot(r, z)
-            p = z + torch.where(live, new / torch.where(live, rho, 1.0), 0.0) * p
+            p = torch.where(alive, z + torch.where(live, new / torch.where(live, rho, 1.0), 0.0) * p, 0.0)
             rho = new
+        x.copy_(best.x)
         return steps, stopped
 
 
@@ -55,7 +60,7 @@ class BlockCG(Krylov):
 
     Parameters, needs, error and warnings are those of `CG`. Directions are orthonormalised each step and dependent
     ones dropped, so that equal, zero or converged columns do not break the recursion.
-    Cost: a product with A with at most c columns each step, 6 n c^2 flops; memory 7 n c float64 numbers.
+    Cost: a product with A with at most c columns each step, 6 n c^2 flops; memory 11 n c float64 numbers.
     Worth it where a product with c columns costs little more than one, and A has large eigenvalues apart from the rest.
     Source [oleary1980], [ji2017, alg. 2].
     """
@@ -63,7 +68,7 @@ class BlockCG(Krylov):
     needs = SYMMETRIC_PSD
 
     def cycle(self, state: KrylovState, x: Tensor, r: Tensor, limit: Tensor, steps: int) -> tuple[int, bool]:
-        p, stopped = _directions(state.precondition(r)), False
+        p, stopped, best = _directions(state.precondition(r)), False, Best(x, r)
         while steps < self.max_iterations and not stopped and p.shape[1]:
             p = state.near(p)
             q = state.product(p)
@@ -76,15 +81,22 @@ class BlockCG(Krylov):
             r -= q @ step
             steps += 1
             residual = r.norm(dim=0)
-            stopped = self.told(steps, residual, limit)
-            if not bool((residual > limit).any()):
+            best.see(x, r)
+            stopped = self.told(steps, best.norm, limit)
+            if not bool((residual > limit).any() & _near(residual, best, limit, state).all()):
                 break
             z = state.precondition(r)
             # columns far below the limit shrink to nothing here, the others count alike
             p = _directions(
                 (z - p @ torch.cholesky_solve(q.mT @ z, lower)) / torch.maximum(residual, limit / 10).clamp_min(TINY)
             )
+        x.copy_(best.x)
         return steps, stopped
+
+
+def _near(residual: Tensor, best: Best, limit: Tensor, state: KrylovState) -> Tensor:
+    """Columns whose residual is not so far above its smallest that half of the digits of A would be lost on return."""
+    return residual <= torch.maximum(best.norm, limit) / torch.finfo(state.a.dtype).eps ** 0.5
 
 
 def _directions(block: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mercer.errors import DataError, JitterWarning, NotPositiveDefiniteError, ShapeError
+from mercer.errors import ConvergenceWarning, DataError, JitterWarning, NotPositiveDefiniteError, ShapeError
 from mercer.operator import Operator
+from mercer.operators.solvable import MISSED
 from mercer.shapes import check
 from mercer.solver import SYMMETRIC_PSD, Solution, Solver
 
@@ -31,6 +33,20 @@ def right_hand_side(b: Tensor, n: int) -> Tensor:
         row, column = (~torch.isfinite(columns)).nonzero()[0].tolist()
         raise DataError(f"b[{row}, {column}] is {float(columns[row, column])}; expected finite right-hand sides")
     return columns
+
+
+def near_one(b: Tensor) -> tuple[Tensor, Tensor]:
+    """(columns of length 1/2 to 2, the powers of two they were divided by): no square leaves the float range."""
+    peak = b.abs().amax(0) if len(b) else b.new_zeros(b.shape[1])
+    peak = torch.where(peak > 0, peak, 1.0)
+    exponent = torch.frexp(peak).exponent + torch.frexp((b / peak).norm(dim=0).clamp_min(1.0)).exponent - 1
+    size = torch.ldexp(torch.ones_like(peak), exponent.clamp(-1000, 1000))
+    return b / size, size
+
+
+def advice(dtype: torch.dtype, worst: float) -> str:
+    """The way out where the dtype of the answer is what limits it."""
+    return f"; {dtype} may hold no more: use float64, or Refined" if dtype != torch.float64 and worst < 1e-3 else ""
 
 
 def single_matrix(name: str, a: Operator) -> None:
@@ -72,15 +88,16 @@ class Cholesky(Solver[Factor]):
 
     The factor is made in float64. When A is not numerically definite, jitter I is added: relative to trace(A) / n,
     first n eps, then ten times more each time, never more than `largest` (<= 1e-3). The amount is in the state.
-    tolerance: a solution is `converged` when its residual, jitter included, is below it. The answer is a constant
-    to autograd: `solve` attaches gradients.
+    tolerance: a solution is `converged` when the residual of the value that is returned, in the dtype of b and with
+    jitter counted as error, is below it; None: 1e-6 in float64, 1e-3 in float32. The answer is a constant to autograd.
     Needs: one symmetric psd matrix (no batch). Cost: n^3 / 3 flops, 2 n^2 float64 numbers.
-    Raises JitterWarning above rounding level (10 n eps); NotPositiveDefiniteError with the smallest eigenvalue.
+    Raises JitterWarning above rounding level (10 n eps); NotPositiveDefiniteError with the smallest eigenvalue;
+    ConvergenceWarning where the tolerance was missed.
     """
 
     needs = SYMMETRIC_PSD
 
-    def __init__(self, largest: float = LARGEST, tolerance: float = 1e-6):
+    def __init__(self, largest: float = LARGEST, tolerance: float | None = None):
         if not 0 <= largest <= LARGEST:
             raise ValueError(f"Cholesky.largest is {largest}; expected a number between 0 and {LARGEST}")
         self.largest, self.tolerance = largest, tolerance
@@ -129,9 +146,16 @@ class Cholesky(Solver[Factor]):
     @torch.no_grad()
     def solve(self, state: Factor, b: Tensor) -> Solution:
         rhs = right_hand_side(b, state.lower.shape[-1])
-        wide = rhs.to(torch.float64)
-        x = state.solve(wide)
+        wide, size = near_one(rhs.to(torch.float64))
+        value = (state.solve(wide) * size).to(b.dtype)
+        x = value.to(torch.float64) / size  # what is handed out is what is measured
         error = state.lower @ (state.lower.mT @ x) - state.jitter * x - wide
         residuals = error.norm(dim=0) / wide.norm(dim=0).clamp_min(1e-300)
+        residuals = torch.nan_to_num(residuals, nan=math.inf, posinf=math.inf)
         worst = float(residuals.max()) if wide.numel() else 0.0
-        return Solution(x.to(b.dtype).reshape(b.shape), worst, 1, worst <= self.tolerance, residuals)
+        tolerance = MISSED.get(b.dtype, 0.1) if self.tolerance is None else self.tolerance
+        if not worst <= tolerance:
+            message = f"Cholesky ended at a residual of {worst:.1e}, tolerance {tolerance:.1e}"
+            message += f"; of jitter {state.jitter:.1e}: more noise avoids it" if state.jitter else ""
+            warnings.warn(ConvergenceWarning(message + advice(b.dtype, worst), worst, 1), stacklevel=3)
+        return Solution(value.reshape(b.shape), worst, 1, worst <= tolerance, residuals)

@@ -6,13 +6,13 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mercer.errors import ConvergenceWarning
-from mercer.linalg.cholesky import right_hand_side, single_matrix
+from mercer.linalg.cholesky import advice, near_one, right_hand_side, single_matrix
 from mercer.linalg.precondition import Preconditioner
 from mercer.operator import Operator
 from mercer.solver import Solution, Solver
@@ -21,28 +21,39 @@ WIDE = torch.float64
 RESTARTS = 8  # each must at least halve the residual
 SLACK = 1.0001  # rounding of the last measure
 TINY = 1e-300
+STALLED = "; it fell no further, from rounding (use float64, Refined or more noise) or as A is singular or not psd"
 
 
 @dataclass(frozen=True)
 class KrylovState:
-    """The operator and an operator close to its inverse (None: the identity). Vectors are kept in float64."""
+    """The operator and an operator close to its inverse (None: the identity). Vectors are kept in float64.
+
+    scale: a power of two that brings A near one, so that squares of its products stay in the float range.
+    """
 
     a: Operator
     inverse: Operator | None
+    scale: float = 1.0
 
     def near(self, v: Tensor) -> Tensor:
         """v as numbers that A can take exactly."""
         return v.to(self.a.dtype).to(WIDE)
 
     def product(self, v: Tensor) -> Tensor:
-        return self.a.matmul(v.to(self.a.dtype)).to(WIDE)
+        return self.a.matmul(v.to(self.a.dtype)).to(WIDE) * self.scale
 
     def residual(self, x: Tensor, b: Tensor) -> Tensor:
         """b - A x of the x that is handed out, rounded to the dtype of A."""
         return b - self.product(x)
 
     def precondition(self, r: Tensor) -> Tensor:
-        return r if self.inverse is None else self.inverse.matmul(r.to(self.inverse.dtype)).to(WIDE)
+        return r if self.inverse is None else self.inverse.matmul(r.to(self.inverse.dtype)).to(WIDE) / self.scale
+
+    def scaled(self, v: Tensor) -> KrylovState:
+        """The same system with A near one along v, columns of length near one."""
+        peak = float(self.a.matmul(v.to(self.a.dtype)).abs().max()) if v.numel() else 0.0
+        usable = 0 < peak < math.inf
+        return replace(self, scale=math.ldexp(1.0, -min(max(math.frexp(peak)[1], -1000), 1000))) if usable else self
 
 
 class Krylov(Solver[KrylovState], ABC):
@@ -89,45 +100,60 @@ class Krylov(Solver[KrylovState], ABC):
         rhs = right_hand_side(b, state.a.shape[-1])
         if b.dtype != state.a.dtype:
             raise TypeError(f"A x = b: A is {state.a.dtype}, b is {b.dtype}; convert one of them")
-        rhs, size = _near_one(rhs.to(WIDE))
+        rhs, size = near_one(rhs.to(WIDE))
         norm = rhs.norm(dim=0)
         x = torch.zeros_like(rhs) if start is None else start.reshape(rhs.shape).to(WIDE) / size
+        away = float(x.norm(dim=0).max()) if x.numel() else 0.0
+        state = state.scaled(x / away if 0 < away < math.inf else rhs)
+        x /= state.scale
         steps, stopped, r = self._improve(state, rhs, x, self.tolerance * norm)
+        value = (x * state.scale * size).to(b.dtype)
+        held = value.to(WIDE) / size / state.scale
+        if not torch.equal(held, state.near(x)):  # the answer leaves the range of its dtype
+            r = state.residual(held, rhs)
         residuals = r.norm(dim=0) / torch.where(norm > 0, norm, 1.0)
+        residuals = torch.nan_to_num(residuals, nan=math.inf, posinf=math.inf)
         worst = float(residuals.max()) if rhs.numel() else 0.0
         converged = worst <= self.tolerance * SLACK
         if not converged and not stopped:
-            name = type(self).__name__
-            message = f"{name} stopped after {steps} iterations at a residual of {worst:.1e}, "
-            message += f"tolerance {self.tolerance:.1e}{_advice(b.dtype, worst)}"
+            message = f"{type(self).__name__} stopped after {steps} iterations at a residual of {worst:.1e}, "
+            message += f"tolerance {self.tolerance:.1e}"
+            message += advice(b.dtype, worst) or (STALLED if steps < self.max_iterations else "")
             warnings.warn(ConvergenceWarning(message, worst, steps), stacklevel=3)
-        return Solution((x * size).to(b.dtype).reshape(b.shape), worst, steps, converged, residuals)
+        return Solution(value.reshape(b.shape), worst, steps, converged, residuals)
 
     def _improve(self, state: KrylovState, rhs: Tensor, x: Tensor, limit: Tensor) -> tuple[int, bool, Tensor]:
-        """Cycles until the measured residual is small, stalls, or the iterations are used up."""
+        """Cycles until the measured residual is small, stalls, or the iterations are used up; x is the best seen."""
         steps, stopped, before = 0, False, math.inf
-        r = state.residual(x, rhs)
+        r = state.residual(x, rhs) if bool(x.any()) else rhs
+        zero = Best(torch.zeros_like(rhs), rhs)
         for _ in range(RESTARTS):
             worst = float((r.norm(dim=0) / limit.clamp_min(TINY)).max()) if r.numel() else 0.0
             if stopped or steps >= self.max_iterations or not 1 < worst < before / 2:
                 break
-            before = worst
+            before, best = worst, Best(x, r)
             steps, stopped = self.cycle(state, x, r.clone(), limit, steps)
             r = state.residual(x, rhs)
-        return steps, stopped, r
+            best.see(x, r)
+            x.copy_(best.x)
+            r = best.r
+        zero.see(x, r)
+        x.copy_(zero.x)
+        return steps, stopped, zero.r
 
 
-def _advice(dtype: torch.dtype, worst: float) -> str:
-    return f"; {dtype} may hold no more: use float64, or Refined" if dtype != WIDE and worst < 1e-3 else ""
+class Best:
+    """The iterate of smallest residual, column by column; its residual r, where that is given."""
 
+    def __init__(self, x: Tensor, r: Tensor):
+        self.x, self.r, self.norm = x.clone(), r, r.norm(dim=0)
 
-def _near_one(b: Tensor) -> tuple[Tensor, Tensor]:
-    """(columns of length 1/2 to 2, the powers of two they were divided by): no square leaves the float range."""
-    peak = b.abs().amax(0) if len(b) else b.new_zeros(b.shape[1])
-    peak = torch.where(peak > 0, peak, 1.0)
-    exponent = torch.frexp(peak).exponent + torch.frexp((b / peak).norm(dim=0).clamp_min(1.0)).exponent - 1
-    size = torch.ldexp(torch.ones_like(peak), exponent.clamp(-1000, 1000))
-    return b / size, size
+    def see(self, x: Tensor, r: Tensor) -> None:
+        """Keep the columns that are better."""
+        norm = r.norm(dim=0)
+        better = norm <= self.norm
+        self.x, self.r = torch.where(better, x, self.x), torch.where(better, r, self.r)
+        self.norm = torch.where(better, norm, self.norm)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

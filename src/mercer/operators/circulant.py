@@ -67,16 +67,30 @@ class Circulant(Solvable):
     def _shifted(self, shift: Shift) -> Tensor:
         return torch.fft.rfft(self.column) + as_shift(self, shift)
 
+    def _reciprocal(self, shift: Shift) -> Tensor:
+        """1 / eigenvalue. Raises NotPositiveDefiniteError where there is none."""
+        half = self._shifted(shift)
+        found = 1 / half
+        if not bool(torch.isfinite(torch.view_as_real(found.detach())).all()):
+            at = (~torch.isfinite(torch.view_as_real(found.detach())).all(-1)).nonzero()[0].tolist()
+            value = half.detach()[tuple(at)]
+            raise NotPositiveDefiniteError(
+                f"Circulant has no inverse: its eigenvalue at frequency {at[-1]} is {complex(value):.3g}; add a shift",
+                float(value.real),
+            )
+        return found
+
     def inverse(self, shift: Shift = 0.0) -> Circulant:
         """(A + shift I)^-1, circulant again."""
-        half = self._shifted(shift)
+        half = self._reciprocal(shift)
         keeps = self.claims & {Claim.SYMMETRIC, Claim.PSD, Claim.CPD} if Claim.PSD in self.claims else NO_CLAIMS
-        return Circulant(torch.fft.irfft(1 / half, self.shape[-1]), keeps)
+        return Circulant(torch.fft.irfft(half, self.shape[-1]), keeps)
 
     def solve(self, b: Tensor, shift: Shift = 0.0) -> Solution:
-        """(A + shift I)^-1 b, exact up to rounding times the condition number."""
+        """(A + shift I)^-1 b, exact up to rounding times the condition number. Raises NotPositiveDefiniteError where
+        an eigenvalue is zero."""
         wide, s = columns(self, b), as_shift(self, shift)
-        x = self._filtered(1 / self._shifted(s), wide) if wide.numel() else wide
+        x = self._filtered(self._reciprocal(s), wide) if wide.numel() else wide
         return answer(self, x, b, s)
 
     def logdet(self, shift: Shift = 0.0) -> Tensor:

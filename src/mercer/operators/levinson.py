@@ -11,11 +11,13 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from mercer.budget import memory_budget
 from mercer.errors import NotPositiveDefiniteError
-from mercer.operators.solvable import System, implicit_solve
+from mercer.operators.solvable import System, implicit_solve, magnitude
 from mercer.operators.transform import convolve, embedded, fft_length
 
 DIRECT = 2048  # rows up to which Levinson's recursion is quicker than iterating
+STRAYED = 1e-6  # residual of the recursion above which LU is tried
 TOLERANCE, MOST = 1e-10, 2000  # residual and iterations at which conjugate gradients stop
 
 
@@ -25,23 +27,35 @@ def _product(lags: Tensor, v: Tensor) -> Tensor:
 
 
 def _direct(lags: Tensor, b: Tensor) -> Tensor:
-    """Levinson's recursion, matrix by matrix, and one step of refinement."""
+    """Matrix by matrix."""
     n, c = b.shape[-2:]
     batch = torch.broadcast_shapes(lags.shape[:-1], b.shape[:-2])
     many, right = lags.expand(*batch, 2 * n - 1).reshape(-1, 2 * n - 1), b.expand(*batch, n, c).reshape(-1, n, c)
 
-    def once(rhs: Tensor) -> Tensor:
-        found = []
-        for t, r in zip(many.numpy(), rhs.numpy(), strict=True):
-            try:
-                x = scipy.linalg.solve_toeplitz((t[n - 1 :], t[n - 1 :: -1]), r)
-            except np.linalg.LinAlgError as error:
-                raise NotPositiveDefiniteError(f"a leading block of A is singular ({error}): add noise", 0.0) from error
-            found.append(torch.from_numpy(x))
-        return torch.stack(found)
+    x = torch.stack([_one(t, r) for t, r in zip(many, right, strict=True)])
+    return x.reshape(*batch, n, c)
 
-    x = once(right)
-    return (x + once(right - _product(many, x))).reshape(*batch, n, c)
+
+def _one(t: Tensor, b: Tensor) -> Tensor:
+    """One matrix: by its recursion, or by LU where a leading block is singular or nearly so and the recursion fails."""
+    n, size, numbers = len(b), magnitude(b), t.numpy()
+    lags, rhs = (numbers[n - 1 :], numbers[n - 1 :: -1]), b / size
+    try:
+        x = torch.from_numpy(scipy.linalg.solve_toeplitz(lags, rhs.numpy()))
+        x = x + torch.from_numpy(scipy.linalg.solve_toeplitz(lags, (rhs - _product(t, x)).numpy()))
+        left = (rhs - _product(t, x)).norm(dim=0)
+    except (np.linalg.LinAlgError, ValueError):  # a pivot is zero, or so small that the refinement met infinity
+        x, left = torch.zeros_like(rhs), rhs.new_full((rhs.shape[1],), math.inf)
+    fits = 3 * n * n * t.element_size() <= memory_budget()
+    if fits and not bool((left <= STRAYED * rhs.norm(dim=0)).all()):
+        other, info = torch.linalg.solve_ex(t.unfold(0, n, 1).flip(-1), rhs)
+        rest = (rhs - _product(t, other)).norm(dim=0)
+        better = (rest < left) & (info == 0)
+        x, left = torch.where(better, other, x), torch.where(better, rest, left)
+    if not bool(torch.isfinite(left).all()):
+        why = "A is singular" if fits else "a leading block of A is singular and LU does not fit the memory budget"
+        raise NotPositiveDefiniteError(f"{why}: its smallest pivot is 0; add noise", 0.0)
+    return x * size
 
 
 def nearest_circulant(lags: Tensor, n: int, axis: int = -1) -> Tensor:
@@ -71,6 +85,8 @@ def iterate(
     product: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor
 ) -> tuple[Tensor, int]:
     """Preconditioned conjugate gradients in batches: (the best x it saw, the number of steps)."""
+    unit = magnitude(b)
+    b = b / unit
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z, (r * z).sum(-2, keepdim=True)
@@ -90,7 +106,7 @@ def iterate(
         z = precondition(r)
         before, rz = rz, (r * z).sum(-2, keepdim=True)
         p = z + torch.where(before > 0, rz / before, 0.0) * p
-    return best[1], steps
+    return best[1] * unit, steps
 
 
 def solve(lags: Tensor, b: Tensor, symmetric: bool) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -92,6 +93,13 @@ def as_shift(op: Operator, shift: Shift) -> Tensor:
     return value
 
 
+def magnitude(b: Tensor) -> Tensor:
+    """The power of two below the largest entry of each column, `... 1 c`: squares of b / it stay in the float range."""
+    peak = b.detach().abs().amax(-2, keepdim=True) if b.shape[-2] else b.new_zeros(*b.shape[:-2], 1, b.shape[-1])
+    low = torch.finfo(b.dtype).tiny  # a size that is no normal number has no inverse
+    return torch.ldexp(torch.ones_like(peak), torch.frexp(torch.where(peak > low, peak, 1.0)).exponent - 1)
+
+
 def answer(op: Operator, x: Tensor, b: Tensor, shift: Tensor, iterations: int = 1) -> Solution:
     """The Solution of (A + shift I) x = b with its measured residual; x: `... n c`, b: as it was given."""
     wide = b[:, None] if b.ndim == 1 else b
@@ -99,8 +107,11 @@ def answer(op: Operator, x: Tensor, b: Tensor, shift: Tensor, iterations: int = 
         x = x.expand(*torch.broadcast_shapes(op.shape[:-2], x.shape[:-2]), *x.shape[-2:])
     with torch.no_grad():
         value = x.detach()
-        norm = wide.norm(dim=-2).clamp_min(torch.finfo(wide.dtype).tiny)
-        error = (op.matmul(value) + shift * value - wide).norm(dim=-2) / norm
+        size = magnitude(wide)
+        held, right = value / size, wide / size
+        norm = right.norm(dim=-2)
+        error = (op.matmul(held) + shift * held - right).norm(dim=-2) / torch.where(norm > 0, norm, 1.0)
+        error = torch.nan_to_num(error, nan=math.inf, posinf=math.inf)
         residual = float(error.max()) if error.numel() else 0.0
     tolerance = MISSED[op.dtype]
     if not residual <= tolerance:

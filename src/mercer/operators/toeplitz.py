@@ -66,8 +66,9 @@ class Toeplitz(Solvable):
 
     column: `... n`. row: `... m`, its first entry ignored as in scipy; None: symmetric. claims: psd, where it is.
     `Toeplitz.on(kernel, x, y)` is a stationary kernel on two lines of equal step.
-    Solve: Levinson up to 2,048 rows and where A is not symmetric (n^2 flops a column), beyond that conjugate
-    gradients with a circulant preconditioner [chan1988]. logdet: Levinson-Durbin [golub2013, alg. 4.7.1], n^2 flops.
+    Solve: Levinson up to 2,048 rows and where A is not symmetric (n^2 flops a column; LU where a leading block is
+    singular and memory allows), beyond that conjugate gradients with a circulant preconditioner [chan1988].
+    logdet: Levinson-Durbin [golub2013, alg. 4.7.1], n^2 flops.
     Cost: three FFTs of n + m numbers a column, O(n + m) numbers at a time.
     Error: eps log2(n + m) |A| |v|, by norms: small results beside large ones carry the error of the large ones.
     Raises: TypeError unless float32 or float64. Source [golub2013, sec. 4.7-4.8].
