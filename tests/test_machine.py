@@ -21,6 +21,7 @@ import torch
 import mercer.machine.library as library
 import mercer.machine.rates as rates
 from mercer.app.calibrate import calibrate
+from mercer.budget import memory, memory_budget
 from mercer.errors import ShapeError
 from mercer.kernels import (
     ArcCosine,
@@ -38,7 +39,7 @@ from mercer.kernels import (
     Riesz,
     Wendland,
 )  # fmt: skip
-from mercer.machine import core
+from mercer.machine import core, threads
 from mercer.machine.build import build, compiler, cores
 from mercer.machine.job import Run, known, prepare
 from mercer.machine.schedule import rounds
@@ -678,3 +679,68 @@ def test_limits_match_the_source():
     assert all(f"{name} = {value}" in source for name, value in names.items())
     listed = source.split("enum Op : int32_t {", 1)[1].split("}", 1)[0].replace("\n", " ")
     assert [name.strip().lower().replace("_", "") for name in listed.split(",")] == list(library.OPS)
+
+
+@needs_core
+@pytest.mark.parametrize("kernel", [Matern(2.5, 0.7), ExpDot(1.0)], ids=repr)
+def test_batches_of_points_and_of_vectors_meet_in_gradients(kernel):
+    """Whatever has a batch and whatever has none, by points, vectors and lengthscale alone, against the block."""
+    for points, vectors in (((2,), ()), ((2,), (3, 1)), ((2, 1), (3,)), ((), (2,)), ((1,), (2,)), ((2,), None)):
+        x = torch.from_numpy(draw(*points, 12, 3))
+        v = torch.from_numpy(draw(12) if vectors is None else draw(*vectors, 12, 2, seed=1))
+        for leaves in ((x, v), (x,), (v,), ()):
+            x.requires_grad_(any(t is x for t in leaves)), v.requires_grad_(any(t is v for t in leaves))
+            op, k = Fused(Tiled(kernel, x, x)), kernel.block(x, x)
+            pairs = [(op, k), (op.mT, k.mT), (op.tril(), k.tril()), (op.normalised(), k / k.sum(-1, keepdim=True))]
+            for lazy, matrix in pairs:
+                by = [*leaves, *kernel.parameters()]
+                found = torch.autograd.grad((lazy @ v).sin().sum(), by)
+                wanted = torch.autograd.grad((matrix @ v).sin().sum(), by, retain_graph=True)
+                for got, true in zip(found, wanted, strict=True):
+                    torch.testing.assert_close(got, true, rtol=1e-9, atol=1e-10)
+
+
+@needs_core
+def test_sums_of_a_symmetric_product_stay_in_the_budget(monkeypatch):
+    """Their memory is counted, and the right-hand sides are split where it would be too much: the same bits."""
+    n, rhs = 3000, 40
+    x, v = torch.from_numpy(draw(n, 2)), torch.from_numpy(draw(n, rhs, seed=1))
+    op, held = Fused(Tiled(Gaussian(0.7), x, x)), 2.0**22 * torch.get_num_threads()
+    seen, product = [], Run.product
+    monkeypatch.setattr(Run, "product", lambda run, v, n: seen.append(v.shape[-1]) or product(run, v, n))
+    with torch.no_grad():
+        whole = op @ v
+        assert seen == [rhs] and op.cost(rhs).memory == held + 8 * n * rhs
+        with memory(int(held) + 8 * n * 12 + 5):
+            assert torch.equal(op @ v, whole)
+            assert seen == [rhs, 12, 12, 12, 4] and op.cost(rhs).memory == held + 8 * n * 12
+    wide = torch.zeros(9, 10**6, dtype=torch.float64)
+    assert Fused(Tiled(Gaussian(), wide, wide.clone())).cost().memory > 1e9 * torch.get_num_threads()
+
+
+@needs_core
+def test_sums_of_normal_equations_stay_in_the_budget(monkeypatch):
+    """One pass holds sums for each stretch of rows; where they are too much, two products do."""
+    x, y, v = (torch.from_numpy(draw(*s, seed=i)) for i, s in enumerate(((300, 2), (900, 2), (900, 50))))
+    op, called, normal = Fused(Tiled(Gaussian(), x, y)), [], Run.normal
+    monkeypatch.setattr(Run, "normal", lambda run, *rest: called.append(1) or normal(run, *rest))
+    with torch.no_grad():
+        whole = op.normal(v)
+        assert called == [1]
+        with memory(2**22 * torch.get_num_threads() + 700_000):  # two stretches of 900 x 50 sums take 720,000 bytes
+            torch.testing.assert_close(op.normal(v), whole, rtol=1e-11, atol=1e-10)
+    assert called == [1]
+
+
+def test_the_memory_budget_reaches_the_threads():
+    seen: list[int] = []
+    with memory(12_345_678):
+        threads.run([lambda: seen.append(memory_budget()) for _ in range(3)], threads.Stop())
+    assert seen == [12_345_678] * 3
+
+
+def test_rates_belong_to_a_version_of_mercer(monkeypatch):
+    """What another version measured may mean something else: it has a file of its own."""
+    now = rates.path()
+    monkeypatch.setattr(rates, "version", lambda name: {"mercer": "0.0.0"}[name])
+    assert rates.path() != now and rates.path().parent == now.parent

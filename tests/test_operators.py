@@ -19,9 +19,25 @@ from mercer.budget import free_memory, memory, memory_budget, parse_bytes
 from mercer.claims import Claim
 from mercer.domain import Grid, Line, Points
 from mercer.errors import DataError, MemoryBudgetError, ShapeError, StructureError
-from mercer.kernels import ExpDot, Gaussian, Linear, Matern, Riesz
+from mercer.kernel import Kernel
+from mercer.kernels import (
+    ArcCosine,
+    Constant,
+    Cosine,
+    ExpDot,
+    Gaussian,
+    Laplace,
+    Linear,
+    Logistic,
+    Matern,
+    Periodic,
+    Polynomial,
+    Riesz,
+    Wendland,
+)  # fmt: skip
 from mercer.machine import core
-from mercer.operators import Dense, Diagonal, Fused, Pivots, Shifted, Tiled
+from mercer.operators import Dense, Diagonal, Fused, Pivots, Shifted, Tiled, Toeplitz
+from mercer.operators.rounding import entry_error
 from mercer.operators.tilesum import GROUPS
 from tests.catalogue import CANNOT, OPERATORS
 
@@ -459,3 +475,98 @@ def test_pivots_carry_gradients_and_follow_the_parameters():
     kernel.lengthscale = 1.6
     with torch.no_grad():
         torch.testing.assert_close(found @ v, kernel.block(x, x) @ v, rtol=1e-5, atol=1e-5)
+
+
+def test_counts_that_are_none_are_named():
+    for name in ("rhs", "products"):
+        for count in (0, -3, 1.5):
+            with pytest.raises(ValueError, match=f"{name} is {count}; expected a whole number >= 1"):
+                explain(Gaussian(), vectors(5, 2), **{name: count})
+
+
+BOUNDED = [
+    Matern(0.5, 0.01), Matern(0.5, 0.3), Gaussian(0.01), Gaussian(0.3), Laplace(0.1), Riesz(), Wendland(0.5, 1, 10),
+    ExpDot(3.0), Polynomial(3), Periodic(1.0, 0.5), Cosine(2.0), Logistic(0.5), ArcCosine(0), ArcCosine(1),
+    2.0 * Matern(0.5, 0.1) * Gaussian().on([0]) + Constant(0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", BOUNDED, ids=repr)
+@pytest.mark.parametrize("d", [1, 3, 10])
+def test_the_error_that_explain_prints_bounds_every_entry(kernel, d):
+    """Near pairs of float32 points many lengthscales from their middle, against the definition in float64."""
+    x = vectors(300, d).float()
+    y = (x.double() + 1e-3 * vectors(300, d, seed=1)).float()
+    request = request_for(kernel, x, y, 1, 2)
+    with torch.no_grad():
+        wanted, diagonal = kernel.block(x.double(), y.double()), kernel.diagonal(x.double()).abs().max()
+    for row in candidates(request):
+        with torch.no_grad():
+            wrong = (row.operator.dense().double() - wanted).abs().max() / (diagonal or wanted.abs().max())
+        bound = entry_error(request, row.operator)
+        assert wrong <= bound < 1e-3, (row.name, float(wrong), bound)
+    large = request_for(Matern(0.5, 0.01), 100 * x, 100 * y, 1, 1)  # what is far from its middle is rounded more
+    assert entry_error(large, candidates(large)[0].operator) > 20 * entry_error(
+        request, candidates(request)[0].operator
+    )
+
+
+def test_explain_says_what_float32_cannot_reach(capsys):
+    x = vectors(400, 2).float()
+    for kernel, tolerance, words in (
+        (Matern(0.5, 0.05), 1e-9, "float32 cannot reach 1e-09: use float64"),
+        (Matern(0.5, 0.05), 2e-7, "float32 may not reach 2e-07, errors are bounded by"),
+        (Gaussian(), 1e-2, None),
+    ):
+        explain(kernel, x, tolerance=tolerance)
+        text = capsys.readouterr().out
+        assert ("reach" not in text) if words is None else (words in text)
+
+
+def test_explain_says_why_rules_declined(capsys):
+    x = vectors(300, 2)
+    grid = Grid(Line(4, dtype=torch.float64), Line(5, dtype=torch.float64))
+
+    class Own(Kernel):
+        def __init__(self):
+            super().__init__()
+
+        def block(self, x, y):
+            return (x @ y.mT).tanh()
+
+    for kernel, points, how, words in (
+        (Matern(0.5, 0.05), x, {"tolerance": 1e-6}, "  Pivots: no low rank: the error is"),
+        (Gaussian(), x[:50], {"tolerance": 1e-6}, "  Pivots: nothing to gain below 200 rows"),
+        (Riesz(), x, {"tolerance": 1e-6}, "  Pivots: the kernel does not claim to be psd"),
+        (Wendland(0.5, 1, 2), x, {}, "  Sparse: nothing to gain below 262,144 entries"),
+        (Matern(1.5), grid, {}, "  Kronecker: the kernel is not a stationary product over columns"),
+        (Own(), x, {}, "  Fused: this kernel is not made of what it runs" if core() else "  Fused: no compiled"),
+    ):
+        explain(kernel, points, **how)
+        assert words in capsys.readouterr().out
+    explain(Gaussian(), x)
+    assert "Pivots" not in capsys.readouterr().out  # without a tolerance nobody asked for it
+
+
+@pytest.mark.parametrize("products", [1, 100])
+def test_what_is_evenly_spaced_can_solve_at_every_size(products, capsys):
+    kernel = Matern(1.5, 0.3)
+    axis = Line(4, 0.3, dtype=torch.float64)
+    for points in (*(Line(n, 0.03, dtype=torch.float64) for n in (1, 2, 57, 700)), Grid(axis, axis)):
+        op, b = assemble(kernel, points, products=products), vectors(points.n, 1)
+        want = torch.linalg.solve(kernel.block(points.points, points.points) + 0.1 * torch.eye(points.n).double(), b)
+        close(op.solve(b, 0.1).value, want, 1e-7)
+    explain(kernel, Line(57, 0.03))
+    text = capsys.readouterr().out
+    assert "->Toeplitz" in text and "can solve, and takes hardly longer" in text
+    assert type(assemble(kernel, vectors(57, 1))) is not Toeplitz
+
+
+def test_the_error_of_pivots_is_that_of_what_is_used():
+    """Measured again after the factor was made: its shift of K_rr is part of the error."""
+    x = vectors(600, 2).float()
+    found = pivots_for(Gaussian(1.5), x, 1e-3)
+    assert isinstance(found, Pivots)
+    left = float((1 - found.factor().detach().double().square().sum(-1)).max())
+    rounded = len(found.pivots) * torch.finfo(torch.float32).eps
+    assert abs(found.error - left - rounded) < 1e-6 and left > 0

@@ -117,13 +117,13 @@ class Run:
 
     def product(self, v: Tensor, n: int) -> Tensor:
         """K v: v `... m r` -> `... n r`."""
-        if self._symmetric(v, n):
+        if self.symmetric(v, n):
             return self._both_sides(v, n)
         out = v.new_empty(*self._batch(v), n, v.shape[-1])
         self._launch("product", n, v, out=out)
         return out
 
-    def _symmetric(self, v: Tensor, n: int) -> bool:
+    def symmetric(self, v: Tensor, n: int) -> bool:
         """Whether every entry of the matrix may serve its transpose as well, and there are enough to gain by it."""
         same = all(f.x is f.y for f in self.factors) and self.part is None
         return same and self.row_bias is None and self.column_bias is None and not self._batch(v) and n >= SYMMETRIC

@@ -227,6 +227,7 @@ def on_grids(request: Request) -> BlockToeplitz | None:
     if len(axes) < 2 or len(axes) != len(others) or isinstance(kernel, FeatureMap):
         return None
     if [a.step for a in axes] != [b.step for b in others] or {a.dtype for a in (*axes, *others)} - {axes[0].dtype}:
+        request.decline("BlockToeplitz", "the grids of both sides differ in steps or precision")
         return None
     if (
         Claim.STATIONARY not in kernel.claims

@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import Request, rule
+from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS
 from mercer.feature import FeatureMap
 from mercer.kernel import Kernel
 from mercer.machine import core
-from mercer.machine.job import OutOfRange, known
-from mercer.machine.schedule import SYMMETRIC
+from mercer.machine.job import OutOfRange, Run, known
+from mercer.machine.schedule import SYMMETRIC, stretches
 from mercer.operator import Cost, Operator
 from mercer.operators.slopes import gradients, runs
 from mercer.operators.softmax import Softmax
-from mercer.operators.speed import core_seconds
+from mercer.operators.speed import core_seconds, widths
 from mercer.operators.tiled import Tiled
 from mercer.statistic import Statistic
 
 DTYPES = (torch.float32, torch.float64)
 HALF = 0.65  # the time of a product of which each entry serves its transpose too, to that of all entries
 THREAD_BYTES = 2**22  # buffers of one thread: packed points, one strip of values, sums
+LEAST_ROWS = 160  # rows and columns that a thread packs at least, however wide they are
 
 
 class Fused(Operator):
@@ -32,7 +34,8 @@ class Fused(Operator):
 
     No entry of the matrix leaves the caches. Products, their transposes and first gradients run in the core; higher
     gradients, and whatever else is asked, are the tiled operator's own. Cost: that of `Tiled`, several times faster;
-    memory a few MiB for each thread. Error: sums are accumulated in float64; values are within 6 eps of
+    memory a few MiB for each thread, and where K is symmetric the sums in float64, a few columns at a time where the
+    budget asks for it. Error: sums are accumulated in float64; values are within 6 eps of
     the profile (Wendland 12) at a statistic whose own error docs/machine.md states.
     """
 
@@ -55,6 +58,8 @@ class Fused(Operator):
         tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if tracked or self.tiled.log_scale is not None or v.ndim != 2:
             return super().normal(v, weights)
+        if 8.0 * v.numel() * len(stretches(self.shape[-2])) > self._room(v.shape[-1]):  # sums of each stretch of rows
+            return super().normal(v, weights)
         try:
             return runs(self.tiled)[3].normal(v, self.shape[-2], weights)
         except OutOfRange:
@@ -69,9 +74,36 @@ class Fused(Operator):
         n, m = self.shape[-2:]
         pairs = float(max(math.prod(self.shape[:-2]), 1)) * n * m
         seconds = core_seconds(tiled.kernel.program() or [], tiled.x, pairs, m, rhs)
+        memory = self._buffers(rhs)
         if tiled.x is tiled.y and tiled.part is None and n >= SYMMETRIC:
             seconds *= HALF
-        return Cost(0, tiled.cost(rhs).apply, THREAD_BYTES * torch.get_num_threads(), 0.0, seconds)
+            memory += 8.0 * n * min(self._columns(rhs), rhs)
+        return Cost(0, tiled.cost(rhs).apply, memory, 0.0, seconds)
+
+    def _buffers(self, rhs: int) -> float:
+        """Bytes that the threads hold."""
+        width = sum(widths(self.tiled.kernel.program() or [], self.tiled.x)) + 1
+        each = max(THREAD_BYTES, LEAST_ROWS * (width * self.dtype.itemsize + 16 * rhs))
+        return float(each * torch.get_num_threads())
+
+    def _room(self, rhs: int) -> float:
+        """Bytes that the memory budget leaves beside them."""
+        return memory_budget() - self._buffers(rhs)
+
+    def _columns(self, rhs: int) -> int:
+        """Right-hand sides whose sums in float64 the budget has room for at once."""
+        return max(int(self._room(rhs) // (8 * max(self.shape[-2], 1))), 1)
+
+    def _product(self, run: Run, v: Tensor) -> Tensor:
+        """K v, where half of the entries do for the whole as many columns at a time as the budget has room for."""
+        n, rhs = self.shape[-2], v.shape[-1]
+        width = self._columns(rhs) if run.symmetric(v, n) else rhs
+        if width >= rhs:
+            return run.product(v, n)
+        out = v.new_empty(n, rhs)
+        for start in range(0, rhs, width):
+            out[:, start : start + width] = run.product(v[:, start : start + width], n)
+        return out
 
     def dense(self) -> Tensor:
         tiled = self.tiled
@@ -130,7 +162,7 @@ class Fused(Operator):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Fused, x: Tensor, y: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-        out = runs(op.tiled)[3].product(v, op.shape[-2])
+        out = op._product(runs(op.tiled)[3], v)
         ctx.op = op
         ctx.save_for_backward(x, y, v, out if op.tiled.log_scale is not None else None, *rest)
         return out
@@ -167,6 +199,8 @@ def fused(request: Request) -> Operator | None:
     """Whatever the compiled core can run."""
     kernel, x = request.kernel, request.x.points
     if not fusible(kernel, x):
+        if x.device.type == "cpu" and x.dtype in DTYPES and not isinstance(kernel, FeatureMap):
+            request.decline("Fused", "this kernel is not made of what it runs" if core() else "no compiled core here")
         return None
     claims = kernel.claims if request.square else NO_CLAIMS
     return Fused(Tiled(kernel, x, x if request.square else request.y.points, claims))

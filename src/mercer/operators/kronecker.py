@@ -265,6 +265,7 @@ def gridded(request: Request) -> Operator | None:
     if axes[0].dtype not in DTYPES or isinstance(kernel, FeatureMap):
         return None
     if Claim.STATIONARY not in kernel.claims or not separable(kernel):
+        request.decline("Kronecker", "the kernel is not a stationary product over columns")
         return None
     parts = []
     for k, (x, y) in enumerate(zip(axes, axes if request.square else others, strict=True)):

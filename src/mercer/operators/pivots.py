@@ -71,9 +71,11 @@ class Pivots(Operator):
 def pivots(request: Request) -> Operator | None:
     """Only where a tolerance is given: partial Cholesky until no entry is wrong by more."""
     kernel, x, tolerance = request.kernel, request.x.points, request.tolerance
-    if tolerance is None or not request.square or x.ndim != 2 or len(x) < LEAST or isinstance(kernel, FeatureMap):
+    if tolerance is None or isinstance(kernel, FeatureMap):
         return None
-    if Claim.PSD not in kernel.claims or x.dtype not in (torch.float32, torch.float64):
+    why = _unfit(request)
+    if why is not None:
+        request.decline("Pivots", why)
         return None
     start = time.perf_counter()
     with torch.no_grad():
@@ -89,10 +91,26 @@ def pivots(request: Request) -> Operator | None:
                 break  # found, no room for more, or so slow that it will not be worth it
             rank, before = min(GROWTH * rank, most), error
     if error > tolerance:
+        request.decline("Pivots", f"no low rank: the error is {error:.0e} at {rank} of {len(x):,} columns")
         return None
     found = Pivots(kernel, x, chosen, error)
     with torch.no_grad():  # what is used is measured: its small shift of K_rr leaves a little more
         left = (diagonal - found.diagonal()).max() / diagonal.max()
     found.error = float(left) + len(chosen) * torch.finfo(x.dtype).eps
     found.setup = time.perf_counter() - start
-    return found if found.error <= tolerance else None
+    if found.error <= tolerance:
+        return found
+    request.decline("Pivots", f"the error that was measured, {found.error:.0e}, is above the tolerance")
+    return None
+
+
+def _unfit(request: Request) -> str | None:
+    """Why columns are not even tried."""
+    x = request.x.points
+    if not request.square or x.ndim != 2:
+        return "only for one set of points on both sides, without a batch"
+    if len(x) < LEAST:
+        return f"nothing to gain below {LEAST} rows"
+    if Claim.PSD not in request.kernel.claims:
+        return "the kernel does not claim to be psd"
+    return None if x.dtype in (torch.float32, torch.float64) else f"not for {x.dtype}"

@@ -80,7 +80,10 @@ class _Ends:
     def slopes(self, run: Run, g: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(what, its gradient) for everything differentiable."""
         both = self.same and all(c is None for c in self.cols)
-        left, right = (torch.cat([g, v], -1), torch.cat([v, g], -1)) if both else (g, v)
+        left, right = g, v
+        if both:
+            v = v.expand(*g.shape[:-2], *v.shape[-2:])  # points with a batch may meet vectors without one
+            left, right = torch.cat([g, v], -1), torch.cat([v, g], -1)
         rows, shares = run.gradient(left, right, [r is not None for r in self.rows])
         shares = shares / 2 if both else shares
         pairs = [(end, slope) for end, slope in zip(self.rows, rows, strict=True) if end is not None]

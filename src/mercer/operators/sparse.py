@@ -247,7 +247,13 @@ def compact(request: Request) -> Operator | None:
     kernel, x, y = request.kernel, request.x.points, request.y.points
     if x.ndim != 2 or y.ndim != 2 or x.dtype not in (torch.float32, torch.float64):
         return None
-    if len(x) * len(y) < LEAST or x.shape[-1] > MOST_COLUMNS:
-        return None
     support = found_support(kernel)
-    return None if support is None else Sparse._within(kernel, support, x, x if request.square else y)
+    if support is None:
+        return None
+    if len(x) * len(y) < LEAST:
+        request.decline("Sparse", f"nothing to gain below {LEAST:,} entries")
+        return None
+    if x.shape[-1] > MOST_COLUMNS:
+        request.decline("Sparse", f"neighbours are searched in up to {MOST_COLUMNS} columns, these points have more")
+        return None
+    return Sparse._within(kernel, support, x, x if request.square else y)
