@@ -251,3 +251,14 @@ def test_residuals_are_of_the_answer_that_fits_its_dtype() -> None:
             solver.prepare(Dense(0.01 * torch.eye(4), PSD)), torch.tensor([1.0, 0.0, 0.0, 0.0]) * 1e38
         )
     assert not answer.converged and answer.residual == np.inf
+
+
+@pytest.mark.parametrize("method", [CG, BlockCG, MINRES])
+def test_zero_competes_with_a_bad_start(method: type) -> None:
+    x, b = points(100), points(100, 2, 1) - 0.5
+    solver, start = method(tolerance=1e-12, max_iterations=1), torch.zeros(100, 2, dtype=torch.float64)
+    start[:, 1] = 1e12
+    with pytest.warns(ConvergenceWarning):
+        answer = solver.solve(solver.prepare(Shifted(Gaussian(0.2)(x), 1e-3)), b, start)
+    assert answer.residual <= 1 and not bool(answer.value[:, 1].any())
+    np.testing.assert_allclose(relative(gram(x, 0.2, 1e-3), answer.value, b), answer.residuals, rtol=1e-6)

@@ -706,6 +706,8 @@ def test_toeplitz_is_solved_where_a_leading_block_is_singular(first):
     np.testing.assert_allclose(Toeplitz(column, row).solve(b).value, want, rtol=1e-12)
     with memory(8), pytest.raises(NotPositiveDefiniteError, match="memory budget|step"):
         Toeplitz(torch.tensor([0.0, 1.0, 0.5], dtype=F64)).solve(b[:, 0])
+    with pytest.raises(DataError, match="finite"):
+        Toeplitz(column).solve(b * math.nan)
 
 
 @pytest.mark.parametrize("n", [40, 2100])

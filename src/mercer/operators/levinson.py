@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mercer.budget import memory_budget
-from mercer.errors import NotPositiveDefiniteError
+from mercer.errors import DataError, NotPositiveDefiniteError
 from mercer.operators.solvable import System, implicit_solve, magnitude
 from mercer.operators.transform import convolve, embedded, fft_length
 
@@ -38,6 +38,8 @@ def _direct(lags: Tensor, b: Tensor) -> Tensor:
 
 def _one(t: Tensor, b: Tensor) -> Tensor:
     """One matrix: by its recursion, or by LU where a leading block is singular or nearly so and the recursion fails."""
+    if not bool(torch.isfinite(t).all() & torch.isfinite(b).all()):
+        raise DataError("Toeplitz.solve: A or b has entries that are not finite")
     n, size, numbers = len(b), magnitude(b), t.numpy()
     lags, rhs = (numbers[n - 1 :], numbers[n - 1 :: -1]), b / size
     try:
