@@ -384,11 +384,11 @@ def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch, after):
     (tmp_path / "t.csv").write_text(TABLE)
     calls, real = [], fitting_module.train
 
-    def interrupted(*args):
+    def interrupted(*args, **more):
         calls.append(1)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(fitting_module, "train", interrupted)
     found = run("fit", tmp_path / "t.csv", "-t", "y", "--time", "30s", "--out", tmp_path / "m", code=INTERRUPTED)
