@@ -13,7 +13,6 @@ from sklearn.model_selection import cross_val_predict
 
 from mercer.app import bands, scores
 from mercer.app.facts import coverage
-from mercer.app.heads import _Classifier
 from mercer.app.targets import Target
 from mercer.kernels import Gaussian
 from mercer.learn import KernelClassifier, logistic
@@ -146,7 +145,7 @@ def test_a_threshold_is_no_higher_than_the_last_model_bears_out() -> None:
 
 def test_left_out_chances_of_the_last_model_are_those_of_rows_it_did_not_see() -> None:
     x, y = blobs(160, 3, 7)
-    model = _Classifier(random_state=0).fit(np.vstack([x, x[:5]]), np.concatenate([y, y[:5]]))
+    model = KernelClassifier(random_state=0).fit(np.vstack([x, x[:5]]), np.concatenate([y, y[:5]]))
     told = np.isfinite(model.left_out_[:160, 0])  # one row of each place may stand for its twin
     assert model.left_out_.shape == (165, 3) and told.sum() >= 155
     np.testing.assert_allclose(model.left_out_[:160][told].sum(1), 1)

@@ -27,21 +27,6 @@ _NEARER = 0.5  # of the median miss of the plain scale: less chooses the other, 
 _GLANCE, _NOISES = 600, (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # rows and noises of the first look at the plain scale
 
 
-class _Ridge(KernelRidge):
-    """Remembers its left-out predictions, n c in the units of y."""
-
-    def _conformal(self, x: torch.Tensor, scaled: torch.Tensor, kept: np.ndarray) -> None:
-        self.left_out_ = self.target_.back(self._left_out.numpy())
-        super()._conformal(x, scaled, kept)
-
-
-class _Classifier(KernelClassifier):
-    """Remembers the chances, n c, that it gave to rows left out; NaN where it left none out."""
-
-    def _judged(self, chances: np.ndarray) -> None:
-        self.left_out_ = chances
-
-
 def groups(targets: Sequence[Target], forms: Mapping[int, str] = {}) -> list[list[int]]:
     """Which targets share a learner: all numbers one, apart from heavy tails; each classification target its own.
 
@@ -118,7 +103,7 @@ def _ridge(x: np.ndarray, y: np.ndarray, seconds: float, seed: int, known: Seque
     if local:
         model: Any = NeighbourRidge(time_budget=seconds, random_state=seed)
     else:
-        model = _Ridge(time_budget=seconds, random_state=seed).begin_at(known)
+        model = KernelRidge(time_budget=seconds, random_state=seed).begin_at(known)
     return model.fit(x, y if y.shape[1] > 1 else y[:, 0])
 
 
@@ -188,7 +173,7 @@ def fit_head(
     choose. whole: rows of the table that x is a part of, which decide the kind of learner.
     """
     if targets[members[0]].task != "regression":
-        model = _Classifier(time_budget=seconds, random_state=seed).begin_at(known)
+        model = KernelClassifier(time_budget=seconds, random_state=seed).begin_at(known)
         return Head(members, model.fit(x, targets[members[0]].values), missed=model.left_out_)
     local = is_local(whole or len(x), x.shape[1])
     y = np.stack([targets[i].values for i in members], axis=1)

@@ -33,7 +33,8 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
     Where left-out rows have a smaller log loss by it, kernel logistic regression takes the place of least squares
     (not with a given alpha or learn=False). The map from scores to probabilities is fitted to left-out scores, so
     that a stated chance of 80 % comes true 80 % of the time. All parameters as in KernelRidge.
-    Fitted: classes_, kernel_, alpha_ (of a logistic fit: the noise that smooths as much), plan_, calibration_.
+    Fitted: classes_, kernel_, alpha_ (of a logistic fit: the noise that smooths as much), plan_, calibration_,
+    left_out_ (chances `n c` of training rows by fits without them; NaN where a logistic fit of many judged others).
     Cost: that of KernelRidge with one output for each class, and n m (m + 4 c steps) flops, m <= 1,000.
     Source [rasmussen2006, sec. 3.5 and 6.5], [guo2017, sec. 4.2].
     """
@@ -83,12 +84,9 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         scores = self._each_class(self._left_out.numpy())
         del self._left_out
         self.calibration_ = Calibration.fit(scores, codes)
-        self._judged(self.calibration_(scores))
+        self.left_out_ = self.calibration_(scores)
         if self.learn and self.alpha is None and not self.plan_.interrupted:
             self._by_log_loss(x, codes, self.calibration_.loss(scores, codes), clock)
-
-    def _judged(self, chances: np.ndarray) -> None:
-        """Told the chances, n c, that left-out rows were given; NaN where none were."""
 
     def _unseen(self, table: np.ndarray, codes: np.ndarray) -> None:
         """Calibrate again, by fits that learned nothing from the rows that they predict."""
@@ -108,7 +106,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         if found is not None:
             again = Calibration.fit(found, codes, 0.0)
             self.calibration_ = self.calibration_.then(again)
-            self._judged(again(found))
+            self.left_out_ = again(found)
 
     def _by_log_loss(self, x: Tensor, codes: np.ndarray, usual: float, clock: Clock) -> None:
         """Take log odds trained by log loss instead, where left-out rows say that they are better than `usual`."""
@@ -133,7 +131,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         if self.progress is not None:
             self.progress("log loss of left-out rows", found.loss)
         chances[rows[found.judged]] = found.calibration(found.scores)
-        self._judged(chances)
+        self.left_out_ = chances
         first = 1 if len(found.bias) == 2 else 0  # two classes have opposite log odds
         self.kernel_, self._points, self._weights = found.kernel, found.points, found.weights[:, first:].contiguous()
         self.target_ = Target(found.bias[first:], np.ones(len(found.bias) - first))

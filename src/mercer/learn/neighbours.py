@@ -132,7 +132,8 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         self._near = Neighbourhoods(self.kernel_, self.alpha_, self._x, self._y)
         k = self._served()
         left_out = self.target_.back(self._near.left_out(torch.arange(len(kept)), k).numpy())
-        self.left_out_ = left_out if twins is None else left_out[twins.place]
+        everywhere = left_out if twins is None else left_out[twins.place]
+        self.left_out_ = everywhere[:, 0] if self.vector_ else everywhere
         wrong = target.reshape(len(table), -1)[kept] - left_out
         self.conformal_ = LocalConformal(random_state=0).fit(self._x.numpy(), wrong)
         plan = planning.Plan(

@@ -27,9 +27,9 @@ class GaussianProcessRegressor(KernelRegressor):
 
     kernel: a psd Kernel, or None: a variance times the best of Laplace, Matern 5/2 and Gaussian, a lengthscale for
     each column. noise: > 0, variance of e; None: learned. Other parameters as in KernelRidge.
-    Fitted: kernel_, noise_ (both for standardised data), plan_, conformal_. Cost: n^3 / 3 flops up to 5,000 rows;
-    above, m kernel centres: n m^2 flops. Error: above 5,000 rows the variance is that of the m-centre model plus
-    the part of the prior that the centres do not see, so it is never too small there.
+    Fitted: kernel_, noise_ (both for standardised data), plan_, conformal_, left_out_. Cost: n^3 / 3 flops up to
+    5,000 rows; above, m kernel centres: n m^2 flops. Error: above 5,000 rows the variance is that of the m-centre
+    model plus the part of the prior that the centres do not see, so it is never too small there.
     Source [rasmussen2006, alg. 2.1], [quinonero2005, sec. 5].
     """
 

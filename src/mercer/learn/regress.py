@@ -41,6 +41,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
         x, _, kept = self._fit(table, columns)
         if self._flattered(*table.shape) and not self.plan_.interrupted:
             self._unseen(table, columns)
+        self.left_out_ = self._units(self._left_out.numpy())
         true = torch.from_numpy(self.target_.forward(columns[kept]))
         self._conformal(x, true, kept)
         return self

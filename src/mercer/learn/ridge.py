@@ -14,8 +14,9 @@ class KernelRidge(KernelRegressor):
     alpha: > 0, added to the diagonal; None: learned. learn: improve the kernel's parameters by marginal likelihood.
     standardize: columns to a robust common scale; None: when kernel is None. y is standardised when learning.
     time_budget: seconds, soft. progress: called as progress(what, value). random_state: of draws of rows.
-    Fitted: kernel_, alpha_ (for standardised data), plan_, conformal_. Cost: n^3 / 3 flops up to 5,000 rows, then
-    CG on the whole kernel while it fits the memory, then kernel centres, 4 n m kernel values each iteration.
+    Fitted: kernel_, alpha_ (for standardised data), plan_, conformal_, left_out_ (training rows as predicted by
+    fits without them). Cost: n^3 / 3 flops up to 5,000 rows, then CG on the whole kernel while it fits the memory,
+    then kernel centres, 4 n m kernel values each iteration.
     Source [rasmussen2006, sec. 2.2], [rudi2017, alg. 1].
     """
 

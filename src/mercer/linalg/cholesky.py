@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mercer.errors import ConvergenceWarning, DataError, JitterWarning, NotPositiveDefiniteError, ShapeError
 from mercer.operator import Operator
-from mercer.operators.solvable import MISSED
+from mercer.operators.solvable import MISSED, magnitude
 from mercer.shapes import check
 from mercer.solver import SYMMETRIC_PSD, Solution, Solver
 
@@ -33,15 +33,6 @@ def right_hand_side(b: Tensor, n: int) -> Tensor:
         row, column = (~torch.isfinite(columns)).nonzero()[0].tolist()
         raise DataError(f"b[{row}, {column}] is {float(columns[row, column])}; expected finite right-hand sides")
     return columns
-
-
-def near_one(b: Tensor) -> tuple[Tensor, Tensor]:
-    """(columns of length 1/2 to 2, the powers of two they were divided by): no square leaves the float range."""
-    peak = b.abs().amax(0) if len(b) else b.new_zeros(b.shape[1])
-    peak = torch.where(peak > 0, peak, 1.0)
-    exponent = torch.frexp(peak).exponent + torch.frexp((b / peak).norm(dim=0).clamp_min(1.0)).exponent - 1
-    size = torch.ldexp(torch.ones_like(peak), exponent.clamp(-1000, 1000))
-    return b / size, size
 
 
 def advice(dtype: torch.dtype, worst: float) -> str:
@@ -146,7 +137,9 @@ class Cholesky(Solver[Factor]):
     @torch.no_grad()
     def solve(self, state: Factor, b: Tensor) -> Solution:
         rhs = right_hand_side(b, state.lower.shape[-1])
-        wide, size = near_one(rhs.to(torch.float64))
+        wide = rhs.to(torch.float64)
+        size = magnitude(wide)
+        wide = wide / size
         value = (state.solve(wide) * size).to(b.dtype)
         x = value.to(torch.float64) / size  # what is handed out is what is measured
         error = state.lower @ (state.lower.mT @ x) - state.jitter * x - wide

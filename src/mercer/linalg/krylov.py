@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mercer.errors import ConvergenceWarning
-from mercer.linalg.cholesky import advice, near_one, right_hand_side, single_matrix
+from mercer.linalg.cholesky import advice, right_hand_side, single_matrix
 from mercer.linalg.precondition import Preconditioner
 from mercer.operator import Operator
+from mercer.operators.solvable import magnitude
 from mercer.solver import Solution, Solver
 
 WIDE = torch.float64
@@ -100,7 +101,9 @@ class Krylov(Solver[KrylovState], ABC):
         rhs = right_hand_side(b, state.a.shape[-1])
         if b.dtype != state.a.dtype:
             raise TypeError(f"A x = b: A is {state.a.dtype}, b is {b.dtype}; convert one of them")
-        rhs, size = near_one(rhs.to(WIDE))
+        rhs = rhs.to(WIDE)
+        size = magnitude(rhs)
+        rhs = rhs / size
         norm = rhs.norm(dim=0)
         x = torch.zeros_like(rhs) if start is None else start.reshape(rhs.shape).to(WIDE) / size
         away = float(x.norm(dim=0).max()) if x.numel() else 0.0

@@ -9,10 +9,8 @@ from mercer.claims import Claim
 from mercer.linalg.krylov import Krylov, KrylovState, dot
 
 TINY = 1e-15  # of |A|: a Lanczos coefficient below it completes the Krylov space
-LEAST, SURELY = (
-    10.0,
-    100.0,
-)  # sqrt(eps) and eps: |A r| / (|A| |r|) below them is that of least squares, where r stands still
+# |A r| / (|A| |r|) below 10 sqrt(eps), and r standing still, or below 100 eps, is that of least squares
+LEAST, SURELY = 10.0, 100.0
 STILL, SPAN = 0.99, 8  # r stands still where SPAN steps leave so much of it
 LOST = 1e-16  # |A| |x| times this above |r|: rounding of the recursion is as large as what it improves
 

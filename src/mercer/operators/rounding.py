@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -101,29 +101,31 @@ def _angle(order: float, x: Tensor, y: Tensor, eps: float, in_core: bool) -> Bou
     return Bound(size, (2 * d + 12) * eps * size)
 
 
-def _plus(parts: Iterator[Bound]) -> Bound:
-    each = list(parts)
-    return Bound(sum(b.largest for b in each), sum(b.error for b in each))
+def _plus(parts: Sequence[Bound]) -> Bound:
+    return Bound(sum(b.largest for b in parts), sum(b.error for b in parts))
 
 
-def _times(parts: Iterator[Bound]) -> Bound:
+def _times(parts: Sequence[Bound]) -> Bound:
     def join(a: Bound, b: Bound) -> Bound:
         return Bound(a.largest * b.largest, a.error * b.largest + b.error * (a.largest + a.error))
 
     return functools.reduce(join, parts)
 
 
-def rounding(kernel: Kernel, x: Tensor, y: Tensor, eps: float, in_core: bool) -> Bound:
+def rounding(kernel: Kernel, x: Tensor, y: Tensor, eps: float, in_core: bool) -> Bound | None:
     """Of the entries of k on x, y: `n d`, `m d` in float64, computed with that eps.
 
-    What a warp's own module rounds is not counted. Raises NotImplementedError for kernels made of something else.
+    What a warp's own module rounds is not counted. None for kernels that are made of something else.
     """
     if isinstance(kernel, Sum | Product):
-        parts = (rounding(cast(Kernel, part), x, y, eps, in_core) for part in kernel.parts)
-        return _plus(parts) if isinstance(kernel, Sum) else _times(parts)
+        parts = [rounding(cast(Kernel, part), x, y, eps, in_core) for part in kernel.parts]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return _plus(known) if isinstance(kernel, Sum) else _times(known)
     if isinstance(kernel, Scaled):
         inner, factor = rounding(kernel.kernel, x, y, eps, in_core), float(kernel.variance)
-        return Bound(factor * inner.largest, factor * (inner.error + eps * inner.largest))
+        return inner and Bound(factor * inner.largest, factor * (inner.error + eps * inner.largest))
     if isinstance(kernel, Warped):
         return rounding(kernel.kernel, kernel.moved(x), kernel.moved(y), eps, in_core)
     program = kernel.program() or []
@@ -135,7 +137,7 @@ def rounding(kernel: Kernel, x: Tensor, y: Tensor, eps: float, in_core: bool) ->
         return _angle(angles[0], x, y, eps, in_core)
     if isinstance(kernel, ProfileKernel):
         return _profile(kernel, x, y, eps, in_core)
-    raise NotImplementedError
+    return None
 
 
 @bounds
@@ -147,9 +149,8 @@ def entry_error(request: Request, operator: Operator) -> float | None:
     eps = torch.finfo(torch.float32 if half else dtype).eps
     x, y = (t.points.double().flatten(0, -2) for t in (request.x, request.y))
     in_core = isinstance(operator, Dense | Fused) and fusible(request.kernel, request.x.points)
-    try:
-        found = rounding(request.kernel, x, y, eps, in_core)
-    except NotImplementedError:
+    found = rounding(request.kernel, x, y, eps, in_core)
+    if found is None:
         return None
     diagonal = float(request.kernel.diagonal(x).abs().max()) if len(x) else 0.0
     error = found.error / (diagonal or found.largest or 1.0)
