@@ -1,0 +1,75 @@
+"""What a fit over many rows learns from a draw of them: the kernel, the noise, the scales of columns and target."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mercer.kernel import Kernel
+from mercer.learn.classify import KernelClassifier
+from mercer.learn.ridge import KernelRidge
+from mercer.learn.rows import SAMPLE, Rows
+from mercer.learn.table import Scaler, Target
+from mercer.learn.tune import defaults
+
+DRAWN = 2000  # rows that a kernel is learned from: climbs use a thousand, noise and shrinking the rest
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a long fit begins. noise: for scaled data, that these rows like best, None where nothing was learned.
+
+    common: columns on a robust common scale; scaler: that scale, or none where the kernel sees columns as they are.
+    """
+
+    kernel: Kernel
+    noise: float | None
+    scaler: Scaler
+    common: Scaler
+    target: Target
+
+
+def drawn(keep: np.ndarray, many: int, seed: int) -> np.ndarray:
+    """Places of at most so many rows of the mask `keep`, in order, each as likely as any other."""
+    places = np.flatnonzero(keep)
+    if len(places) <= many:
+        return places
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:many]
+    return places[np.sort(order.numpy())]
+
+
+def memberships(codes: np.ndarray, classes: int) -> np.ndarray:
+    """1 where a row is of a class, else 0, `n c`; of two classes the second only, `n 1`."""
+    one = np.eye(classes)[codes]
+    return one[:, 1:] if classes == 2 else one
+
+
+def begin(
+    model: Any, rows: Rows, keep: np.ndarray, seed: int, seconds: float | None, codes: np.ndarray | None = None,
+    classes: int = 0,
+) -> Start:  # fmt: skip
+    """Learn from a draw of the rows of the mask `keep`, as KernelRidge does (KernelClassifier with codes: n).
+
+    model: has kernel, learn, standardize and progress, and perhaps alpha. seconds: what it may take.
+    """
+    kind = KernelRidge if codes is None else KernelClassifier
+    inner = kind(
+        model.kernel, getattr(model, "alpha", None), learn=model.learn, standardize=model.standardize,
+        time_budget=seconds, progress=model.progress, random_state=seed,
+    )  # fmt: skip
+    inner._check()
+    at = drawn(keep, DRAWN if model.learn else SAMPLE, seed)
+    table = rows.take(at)
+    y = rows.targets(at) if codes is None else memberships(codes[at], classes)
+    if model.learn:
+        inner._fit(table, y)
+        kernel, noise = inner.learned()
+        return Start(kernel, noise, inner.scaler_, inner._common, inner.target_)
+    common = Scaler.fit(table)
+    scaler = common if inner._ours() else Scaler.identity(rows.columns)
+    kernel = defaults(rows.columns, False)[0] if model.kernel is None else copy.deepcopy(model.kernel)
+    return Start(kernel.requires_grad_(False), None, scaler, common, Target.fit(y, inner._ours())[0])
