@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,43 @@ from mercer.linalg.krylov import TINY, Best, Krylov, KrylovState, dot
 from mercer.solver import SYMMETRIC_PSD
 
 RANK = 1e-10  # a direction of a block this much smaller than the largest one is dependent
+
+
+@dataclass
+class Conjugate:
+    """Where conjugate gradients stand: x, its residual r, the direction p, rho = r z; each column walks on its own.
+
+    alive: columns that go on. x, r, p, rho and alive are all there is to keep of a walk.
+    """
+
+    x: Tensor
+    r: Tensor
+    p: Tensor
+    rho: Tensor
+    alive: Tensor
+
+    @classmethod
+    def begin(cls, x: Tensor, r: Tensor, z: Tensor) -> Conjugate:
+        """From x with residual r; z: the residual preconditioned. x and r are changed in place."""
+        rho = dot(r, z)
+        return cls(x, r, z.clone(), rho, torch.ones_like(rho, dtype=torch.bool))
+
+    def descend(self, q: Tensor, limit: Tensor) -> bool:
+        """One step along p, q = A p, in the columns whose residual is above the limit; False where there are none."""
+        curvature = dot(self.p, q)
+        self._live = self.alive & (self.r.norm(dim=0) > limit) & (curvature > 0) & (self.rho > 0)
+        if not bool(self._live.any()):
+            return False
+        step = torch.where(self._live, dot(self.p, self.r) / torch.where(self._live, curvature, 1.0), 0.0)
+        self.x += step * self.p
+        self.r -= step * q
+        return True
+
+    def turn(self, z: Tensor) -> None:
+        """The next direction, conjugate to those before; z: the new residual preconditioned."""
+        new = dot(self.r, z)
+        share = torch.where(self._live, new / torch.where(self._live, self.rho, 1.0), 0.0)
+        self.p, self.rho = torch.where(self.alive, z + share * self.p, 0.0), new
 
 
 class CG(Krylov):
@@ -27,30 +66,19 @@ class CG(Krylov):
     needs = SYMMETRIC_PSD
 
     def cycle(self, state: KrylovState, x: Tensor, r: Tensor, limit: Tensor, steps: int) -> tuple[int, bool]:
-        z = state.precondition(r)
-        p, rho, stopped, best = z.clone(), dot(r, z), False, Best(x, r)
-        alive = torch.ones_like(rho, dtype=torch.bool)
+        walk, stopped, best = Conjugate.begin(x, r, state.precondition(r)), False, Best(x, r)
         while steps < self.max_iterations and not stopped:
-            p = state.near(p)
-            q = state.product(p)
-            curvature = dot(p, q)
-            live = alive & (r.norm(dim=0) > limit) & (curvature > 0) & (rho > 0)
-            if not bool(live.any()):
+            walk.p = state.near(walk.p)
+            if not walk.descend(state.product(walk.p), limit):
                 break
-            step = torch.where(live, dot(p, r) / torch.where(live, curvature, 1.0), 0.0)
-            x += step * p
-            r -= step * q
             steps += 1
             residual = r.norm(dim=0)
             best.see(x, r)
-            alive &= _near(residual, best, limit, state)
+            walk.alive &= _near(residual, best, limit, state)
             stopped = self.told(steps, best.norm, limit)
             if not bool((residual > limit).any()):
                 break
-            z = state.precondition(r)
-            new = dot(r, z)
-            p = torch.where(alive, z + torch.where(live, new / torch.where(live, rho, 1.0), 0.0) * p, 0.0)
-            rho = new
+            walk.turn(state.precondition(r))
         x.copy_(best.x)
         return steps, stopped
 
