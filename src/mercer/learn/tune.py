@@ -107,7 +107,7 @@ def parts(x: Tensor, y: Tensor, rows: int, generator: torch.Generator, *noise: T
     return found
 
 
-class _Climb:
+class Climb:
     """One ascent: remembers the best point, adds the prior, stops on time."""
 
     def __init__(
@@ -264,7 +264,7 @@ def learn(
         if not time_left.fits(min(len(x), FIRST), starts + WORTH * len(candidates)):
             few = some
         known = _likeliest(known, few, profile)
-        climbs: list[tuple[float, Likelihood, _Climb]] = []
+        climbs: list[tuple[float, Likelihood, Climb]] = []
         for place in range(-1 if known else 0, len(candidates)):
             if known and climbs and clock.over(0.75 * share):
                 break
@@ -274,7 +274,7 @@ def learn(
             else:
                 target = _start(copy.deepcopy(candidates[place]), noise, few, profile, keep_noise, least)
             until = share * 0.75 * (place + 1 + bool(known)) / (len(candidates) + bool(known))
-            climb = _Climb(target, clock, until, progress, spread, promised)
+            climb = Climb(target, clock, until, progress, spread, promised)
             climbs.append((climb.run(25), target, climb))
             if clock.interrupted:
                 break
@@ -283,7 +283,7 @@ def learn(
         rows = next((r for r in (LAST, FIRST) if time_left.fits(min(r, len(x)), WORTH)), 0)
         if not clock.interrupted and rows and len(x) > len(few[0][0]):
             target.parts = parts(x, y, rows, generator, *shares)
-            climb = _Climb(target, clock, share, progress, spread)
+            climb = Climb(target, clock, share, progress, spread)
             value, steps, settled = climb.run(40), steps + climb.steps, climb.settled()
     log.info("learned %r, noise %.3g", target.kernel, math.exp(target.log_noise))
     return Learned(target.kernel, math.exp(target.log_noise), value, steps, settled, known)
