@@ -11,7 +11,7 @@ from torch import Tensor
 from mercer.budget import memory_budget
 from mercer.claims import PSD, Claim
 from mercer.errors import NotPositiveDefiniteError, ShapeError, StructureError
-from mercer.kernel import Kernel, ProfileKernel
+from mercer.kernel import Kernel, ProfileKernel, Scaled, Warped
 from mercer.operator import Composed, Cost, Operator
 from mercer.operators.kept import Kept
 from mercer.operators.ordering import earlier_neighbours, maximin
@@ -30,6 +30,31 @@ from mercer.operators.solvable import (
 )
 from mercer.operators.sparse import Sparse, solve_pattern, times
 from mercer.solver import Solution
+
+
+@torch.no_grad()
+def seen(kernel: Kernel, points: Tensor) -> np.ndarray:
+    """Where a kernel sees points, `n d'` float64: the scaled coordinates of its stationary parts, else the points."""
+    found = _coordinates(kernel, points.detach().double().cpu())
+    return np.concatenate(found, 1) if found else points.detach().double().cpu().numpy()
+
+
+def _coordinates(kernel: Kernel, x: Tensor) -> list[np.ndarray]:
+    if isinstance(kernel, ProfileKernel):
+        return [kernel.coordinates(x).numpy()] if Claim.STATIONARY in kernel.claims else []
+    if isinstance(kernel, Warped):
+        return _coordinates(kernel.kernel, kernel.moved(x))
+    parts = [kernel.kernel] if isinstance(kernel, Scaled) else getattr(kernel, "parts", [])
+    return [u for part in parts for u in _coordinates(part, x)]
+
+
+def sequence(kernel: Kernel, points: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """(order from coarse to fine, each place's group: its nearest earlier ones and itself last, -1 where none)."""
+    place = seen(kernel, points)
+    order = maximin(place)
+    near = earlier_neighbours(place[order], min(neighbours, max(len(order) - 1, 0)))
+    groups = np.concatenate([near[:, ::-1], np.arange(len(order))[:, None]], 1)
+    return torch.from_numpy(order), torch.from_numpy(groups)
 
 
 class Vecchia(Solvable):
@@ -61,17 +86,11 @@ class Vecchia(Solvable):
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor, Pattern, Tensor]:
         """(order, each point's group: itself last, -1 where none, the pattern of U, the order of its values)."""
-        u = self.points.detach().double()
-        if isinstance(self.kernel, ProfileKernel) and Claim.STATIONARY in self.kernel.claims:
-            u = self.kernel.coordinates(u).detach()
-        place = u.cpu().numpy()
-        order = maximin(place)
-        near = earlier_neighbours(place[order], min(self.neighbours, max(len(order) - 1, 0)))
-        groups = np.concatenate([near[:, ::-1], np.arange(len(order))[:, None]], 1)
-        row, col = np.nonzero(groups >= 0)
-        n, rows = len(order), torch.from_numpy(groups[row, col])
-        pattern, sorting = Pattern.sorted(rows, torch.from_numpy(row), n, n)
-        return torch.from_numpy(order), torch.from_numpy(groups), pattern, sorting
+        order, groups = sequence(self.kernel, self.points, self.neighbours)
+        row, rows = torch.nonzero(groups >= 0)[:, 0], groups[groups >= 0]
+        n = len(order)
+        pattern, sorting = Pattern.sorted(rows, row, n, n)
+        return order, groups, pattern, sorting
 
     def _columns(self, points: Tensor, group: Tensor, noise: Tensor) -> Tensor:
         """The columns of U for some groups, b k -> b k."""
