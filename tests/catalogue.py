@@ -113,6 +113,14 @@ def _logistic(x: Point, y: Point) -> float:
     return math.prod(1 / math.cosh((a - b) / (2 * 0.8)) ** 2 for a, b in zip(x, y, strict=True))
 
 
+def _matrix(d: int) -> list[list[float]]:
+    return [[0.5 * (i == j) + 0.3 / (1 + i + 2 * j) for j in range(d)] for i in range(d)]
+
+
+def _mapped(x: Point) -> list[float]:
+    return [math.fsum(a * row[j] for a, row in zip(x, _matrix(len(x)), strict=True)) for j in range(len(x))]
+
+
 KERNELS = [
     KernelCase("Gaussian", lambda d: k.Gaussian(1.3), lambda x, y: math.exp(-_r2(x, y) / (2 * 1.3**2))),
     KernelCase("Gaussian-ard", lambda d: k.Gaussian(_ard(d)), _gaussian_ard),
@@ -176,6 +184,11 @@ KERNELS = [
         "Columns",
         lambda d: k.Gaussian(1.3).on([d - 1]),
         lambda x, y: math.exp(-_r2(x[-1:], y[-1:]) / (2 * 1.3**2)),
+    ),
+    KernelCase(
+        "Metric",
+        lambda d: k.Matern(0.5, 1.2).warp(k.Metric(_matrix(d))),
+        lambda x, y: _matern(0.5, 1.2)(_mapped(x), _mapped(y)),
     ),
 ]
 
@@ -465,6 +478,7 @@ _KRY, _SPE, _GRA = (f"tests/test_linalg_{part}.py::test_" for part in ("krylov",
 COVERED: dict[str, str] = {
     **{f"kernels.{type(case.make(3)).__name__}": _F + "formula" for case in KERNELS},
     "kernels.Columns": _F + "formula",
+    "kernels.Metric": _F + "formula",
     "kernels.Kernel": _F + "all_triples_obey_the_algebra",
     "numerics.squared_distance": "tests/test_numerics.py::test_squared_distance_against_exact_fractions",
     "numerics.absolute_distance": "tests/test_numerics.py::test_absolute_distance_against_numpy_with_gradients",
@@ -532,6 +546,7 @@ COVERED: dict[str, str] = {
     "learn.GaussianProcessRegressor": _LEARN + "process_agrees_with_scikit_learn",
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
     "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
+    "learn.SpectralRegressor": "tests/test_spectral.py::test_every_filter_is_the_algorithm_it_names",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "compare.mmd": _CMP + "statistic_equals_the_double_loop",
     "compare.squared_mmd": _CMP + "statistic_equals_the_double_loop",

@@ -100,12 +100,16 @@ class KernelEstimator(BaseEstimator, ABC):
         if self.kernel is not None and Claim.PSD not in self.kernel.claims:
             raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
 
+    def _given(self) -> float | None:
+        """The noise that the caller named."""
+        return getattr(self, self._noise_name)
+
     def _ours(self) -> bool:
         return self.kernel is None if self.standardize is None else bool(self.standardize)
 
     def _learned(self, x: Tensor, y: Tensor, clock: Clock, generator: torch.Generator) -> tuple[Kernel, float]:
         """(kernel, noise) for scaled data."""
-        given = getattr(self, self._noise_name)
+        given = self._given()
         noise = START if given is None else float(given)
         mine = self.kernel is None
         least = self._least if len(x) <= planning.EXACT_ROWS else max(self._least, FLOOR)  # what the solve can bear
@@ -153,7 +157,7 @@ class KernelEstimator(BaseEstimator, ABC):
         """The noise of each place as a share of that of a row; None where no place was seen twice."""
         if self._repeats is None:
             return None
-        if getattr(self, self._noise_name) is not None:
+        if self._given() is not None:
             self._within = noise  # the caller's word on what a row is worth
         return self._repeats.shares(self._within, noise)
 
@@ -213,7 +217,7 @@ class KernelEstimator(BaseEstimator, ABC):
 
     def _factors(self, n: int) -> list[float]:
         """Multiples of the noise to try on all rows: none where all rows were already learned from."""
-        if getattr(self, self._noise_name) is not None:
+        if self._given() is not None:
             return []
         if not self.learn:
             return [1e-3, 1e-2, 1e-1, 10.0, 100.0]

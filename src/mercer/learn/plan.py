@@ -29,7 +29,8 @@ class Plan:
     steps: gradients that the kernel was learned by; hasty: whether time allowed hardly any; error: mean square of
     what left-out rows were missed by, in units of the target's deviation.
 
-    algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (kernel centres) or "falkon" (many of them, by CG).
+    algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (kernel centres), "falkon" (many of them, by CG);
+    of SpectralRegressor "eigh", "lanczos" or "features".
     """
 
     algorithm: str
@@ -133,6 +134,9 @@ def sentence(plan: Plan) -> str:
         "cg": f"the whole kernel of {plan.rows:,} rows by conjugate gradients ({plan.landmarks:,} rows precondition)",
         "nystrom": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by normal equations",
         "falkon": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by preconditioned conjugate gradients",
+        "eigh": f"all eigenpairs of {plan.rows:,} rows",
+        "lanczos": f"the whole kernel of {plan.rows:,} rows by Lanczos",
+        "features": f"eigenpairs of {plan.landmarks:,} kernel centres for {plan.rows:,} rows",
     }[plan.algorithm]
     steps = f", {plan.iterations} iterations to a residual of {plan.residual:.1e}" if plan.iterations else ""
     jitter = f", jitter {plan.jitter:.1e}" if plan.jitter else ""
