@@ -18,7 +18,7 @@ from torch import Tensor
 from mercer.errors import NotPositiveDefiniteError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian, Laplace, Matern, Scaled
-from mercer.learn.likelihood import LEAST, Likelihood, Part
+from mercer.learn.likelihood import LEAST, Evidence, Likelihood, Part
 
 log = logging.getLogger("mercer")
 
@@ -111,7 +111,7 @@ class Climb:
     """One ascent: remembers the best point, adds the prior, stops on time."""
 
     def __init__(
-        self, target: Likelihood, clock: Clock, share: float, progress: Progress | None, spread: float,
+        self, target: Evidence, clock: Clock, share: float, progress: Progress | None, spread: float,
         promised: int = 0,
     ):  # fmt: skip
         self.target, self.clock, self.share, self.progress = target, clock, share, progress
