@@ -20,7 +20,7 @@ from mercer.machine import library
 
 log = logging.getLogger("mercer")
 
-FORMAT = 2  # of the file and of the meaning of its names
+FORMAT = 3  # of the file and of the meaning of its names
 
 # Nanoseconds of one thread, float32 then float64, of a usual machine of 2023: assumed where nothing was measured.
 # core, tiles: for one pair of points, the value of a profile, one column of a statistic, one right-hand side; point:
@@ -32,11 +32,11 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "core.arccosine": (0.5, 1.9),
     "core.step": (0.06, 0.12), "core.direct": (0.022, 0.045), "core.expanded": (0.020, 0.040),
     "core.absolute": (0.035, 0.07), "core.dot": (0.020, 0.040), "core.rhs": (0.025, 0.05), "core.point": (2.0, 3.0),
-    "tiles.exponential": (0.9, 3.0), "tiles.matern12": (3.0, 6.0), "tiles.matern32": (4.0, 8.0),
+    "tiles.exponential": (0.5, 1.6), "tiles.matern12": (3.0, 6.0), "tiles.matern32": (4.0, 8.0),
     "tiles.matern52": (5.0, 10.0), "tiles.power": (4.0, 12.0), "tiles.polynomial": (1.0, 1.5),
     "tiles.wendland": (4.0, 8.0), "tiles.root": (3.0, 6.0), "tiles.identity": (0.2, 0.3),
     "tiles.arccosine": (20.0, 40.0), "tiles.step": (0.3, 0.6),
-    "tiles.other": (5.0, 10.0), "tiles.direct": (0.5, 1.0), "tiles.expanded": (0.025, 0.05),
+    "tiles.other": (5.0, 10.0), "tiles.direct": (0.3, 0.6), "tiles.expanded": (0.025, 0.05),
     "tiles.absolute": (1.0, 1.2), "tiles.dot": (0.025, 0.05), "tiles.rhs": (0.05, 0.10),
     "dense.read": (0.15, 0.30), "dense.rhs": (0.03, 0.06),
     "threads.share": (0.9, 0.9),

@@ -34,39 +34,62 @@ def _zeros(x: Tensor, y: Tensor) -> Tensor:
     return x.new_zeros((*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2]))
 
 
-def _direct(x: Tensor, y: Tensor) -> Tensor:
-    s = _zeros(x, y)
+def _direct(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    s = _zeros(x, y) if out is None else out
     if torch._C._are_functorch_transforms_active():
         for difference in _differences(x, y):
             s.addcmul_(difference, difference)
         return s
-    gap = torch.empty_like(s)  # one buffer for all columns: fresh memory costs more than the arithmetic
-    for k in range(x.shape[-1]):
+    if not x.shape[-1]:
+        return s.zero_()
+    torch.sub(x[..., :, None, 0], y[..., None, :, 0], out=s).square_()
+    gap = torch.empty_like(s) if x.shape[-1] > 1 else s  # one buffer for the rest: fresh memory costs more than sums
+    for k in range(1, x.shape[-1]):
         torch.sub(x[..., :, None, k], y[..., None, :, k], out=gap)
         s.addcmul_(gap, gap)
     return s
 
 
-def _expanded(x: Tensor, y: Tensor, kink: bool) -> Tensor:
-    left, right = x.square().sum(-1)[..., :, None], y.square().sum(-1)[..., None, :]
-    if not left.numel() or not right.numel():
-        return _zeros(x, y)
-    largest = float(left.max() + right.max())
-    if not math.isfinite(largest):  # squares overflow, or a value is not finite: keep the harm to its own row
-        return _direct(x, y)
-    # both norms ride in two more columns of the product; what follows is in place, as memory costs more than arithmetic
-    one = x.new_ones(()).expand
-    x_long = torch.cat([-2 * x, left, one(*x.shape[:-1], 1)], -1)
-    y_long = torch.cat([y, one(*y.shape[:-1], 1), right.mT], -1)
-    s = outer_products(x_long, y_long).clamp_min_(0)
-    if kink or largest * torch.finfo(s.dtype).eps > HARMLESS:
-        near = s < (NEAR_FLOAT64 if s.dtype == torch.float64 else NEAR_FLOAT32) * (left + right)
-        count = int(near.sum())
-        if 4 * count > s.numel():
-            return _direct(x, y)
-        if count:
-            _recompute(s, near, x.expand(*s.shape[:-2], *x.shape[-2:]), y.expand(*s.shape[:-2], *y.shape[-2:]))
-    return s
+class Pairs:
+    """Squared distances of x: `... n d` and y: `... m d` a tile at a time; what all tiles share is prepared once.
+
+    The middle of y is at the origin. kink: near pairs are computed again from their differences.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, kink: bool):
+        self.x, self.y = x, y
+        self.long: tuple[Tensor, Tensor] | None = None  # None: by differences
+        few = x.shape[-1] <= DIRECT_COLUMNS
+        if not x.numel() or not y.numel() or (few and (kink or x.shape[-1] == 1 or x.dtype != torch.float32)):
+            return
+        left, right = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
+        largest = float(left.max() + right.max())
+        far = largest * torch.finfo(x.dtype).eps > HARMLESS
+        if not math.isfinite(largest) or (few and far):  # squares overflow: keep the harm to its own row
+            return
+        # both norms ride in two more columns of the product; what follows is in place, as memory costs more than sums
+        one = x.new_ones(()).expand
+        self.long = (
+            torch.cat([-2 * x, left, one(*x.shape[:-1], 1)], -1),
+            torch.cat([y, one(*y.shape[:-1], 1), right], -1),
+        )
+        self.careful = kink or far
+
+    def tile(self, rows: slice, cols: slice, out: Tensor | None = None) -> Tensor:
+        """The distances of these rows and columns, in `out` where that is of use."""
+        x, y = self.x[..., rows, :], self.y[..., cols, :]
+        if self.long is None:
+            return _direct(x, y, out)
+        s = outer_products(self.long[0][..., rows, :], self.long[1][..., cols, :], out).clamp_min_(0)
+        if self.careful:
+            norms = self.long[0][..., rows, -2, None] + self.long[1][..., cols, -1][..., None, :]
+            near = s < (NEAR_FLOAT64 if s.dtype == torch.float64 else NEAR_FLOAT32) * norms
+            count = int(near.sum())
+            if 4 * count > s.numel():
+                return _direct(x, y, out)
+            if count:
+                _recompute(s, near, x.expand(*s.shape[:-2], *x.shape[-2:]), y.expand(*s.shape[:-2], *y.shape[-2:]))
+        return s
 
 
 def _recompute(s: Tensor, near: Tensor, x: Tensor, y: Tensor) -> None:
@@ -84,14 +107,6 @@ def centre(y: Tensor) -> Tensor:
     return y.detach().nanmedian(-2, keepdim=True).values
 
 
-def _harmless(x: Tensor, y: Tensor) -> bool:
-    """Whether the expanded form of few columns is as good as the differences, which are several times slower."""
-    if not x.numel() or not y.numel() or torch._C._are_functorch_transforms_active():
-        return False
-    largest = float(x.square().sum(-1).max() + y.square().sum(-1).max())
-    return largest * torch.finfo(x.dtype).eps <= HARMLESS
-
-
 class _SquaredDistance(torch.autograd.Function):
     """Never negative; its gradient is 2 (x - y) everywhere, also where rounding was clamped away."""
 
@@ -99,10 +114,9 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, kink: bool) -> Tensor:
-        d = x.shape[-1]
-        if d <= DIRECT_COLUMNS and (kink or d == 1 or x.dtype != torch.float32 or not _harmless(x, y)):
+        if torch._C._are_functorch_transforms_active() and x.shape[-1] <= DIRECT_COLUMNS:
             return _direct(x, y)
-        return _expanded(x, y, kink)
+        return Pairs(x, y, kink).tile(slice(None), slice(None))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:

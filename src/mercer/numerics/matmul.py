@@ -41,9 +41,13 @@ def _quickest() -> Callable[[Tensor, Tensor], Tensor]:
     return _onednn if same and GAIN * _seconds(_onednn, x, y) < _seconds(_plain, x, y) else _plain
 
 
-def outer_products(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T: `... n d, ... m d -> ... n m`. Not for autograd of the quicker operation: gradients are the caller's."""
+def outer_products(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """x y^T: `... n d, ... m d -> ... n m`. Not for autograd of the quicker operation: gradients are the caller's.
+
+    out: where the plain product of two matrices goes, so that tile after tile stays in the caches.
+    """
     plain = x.ndim != 2 or y.ndim != 2 or x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel()
     if plain or not y.numel() or torch._C._are_functorch_transforms_active() or torch.is_grad_enabled():
-        return _plain(x, y)
-    return _quickest()(x, y)
+        return _plain(x, y) if out is None or torch.is_grad_enabled() else torch.matmul(x, y.mT, out=out)
+    multiply = _quickest()
+    return torch.mm(x, y.mT, out=out) if multiply is _plain and out is not None else multiply(x, y)

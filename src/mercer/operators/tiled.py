@@ -12,10 +12,11 @@ from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.errors import StructureError
 from mercer.feature import FeatureMap
-from mercer.kernel import Kernel
+from mercer.kernel import Kernel, ProfileKernel
 from mercer.numerics import exp
 from mercer.operator import Cost, Operator
 from mercer.operators.converted import Converted
+from mercer.operators.passes import product, servable
 from mercer.operators.speed import tile_seconds
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
 
@@ -83,7 +84,10 @@ class Tiled(Operator):
         return j > i + high - 1 if self.part == "lower" else j + wide - 1 < i
 
     def matmul(self, v: Tensor) -> Tensor:
-        parameters = [p for p in self.kernel.parameters() if p.requires_grad]
+        kernel, whole = self.kernel, self.part is None and self.log_scale is None
+        if whole and isinstance(kernel, ProfileKernel) and servable(kernel, self.x, self.y, v):
+            return product(kernel, self.x, self.y, v, *self._tile_shape())
+        parameters = [p for p in kernel.parameters() if p.requires_grad]
         rows, cols = [self.x], [self.y, v]
         if self.log_scale is not None:
             (cols if self.transposed else rows).append(self.log_scale)
