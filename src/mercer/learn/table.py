@@ -54,9 +54,14 @@ def refuse_words(data: Any, what: str) -> None:
                 )
 
 
-def read(estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = False) -> tuple[np.ndarray, Any]:
-    """(X as float64 `n d`, y as it came in numpy), checked the scikit-learn way and for gaps, with places named."""
-    if reset and y is None:
+def read(
+    estimator: Any, x: Any, y: Any = None, *, reset: bool, classes: bool = False, target: bool = True
+) -> tuple[np.ndarray, Any]:
+    """(X as float64 `n d`, y as it came in numpy), checked the scikit-learn way and for gaps, with places named.
+
+    target: whether a fit needs y.
+    """
+    if reset and target and y is None:
         raise DataError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
     x, y = plain(x), plain(y)
     refuse_words(x, "X")
@@ -120,6 +125,13 @@ class Scaler:
         z = (table - self.centre) / self.scale
         far = np.maximum(np.abs(z) - TAIL, 0.0)
         return torch.from_numpy(np.ascontiguousarray(np.clip(z, -TAIL, TAIL) + np.sign(z) * np.log1p(far)))
+
+    def tensor(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of a float64 tensor, with its gradient."""
+        if np.isinf(self.scale).any():
+            return x
+        z = (x - torch.from_numpy(self.centre)) / torch.from_numpy(self.scale)
+        return z.clamp(-TAIL, TAIL) + z.sign() * (z.abs() - TAIL).clamp_min(0).log1p()
 
 
 @dataclass(frozen=True)
