@@ -15,7 +15,7 @@ from mercer.claims import Claim
 from mercer.domain import Grid, Line
 from mercer.errors import StructureError
 from mercer.kernel import Kernel
-from mercer.kernels import Columns, Warped
+from mercer.kernels import Columns, Metric, Warped
 from mercer.learn.spec import from_spec, to_spec
 from mercer.operators import Shifted
 from tests.catalogue import KERNELS, ROLE_KERNELS
@@ -201,7 +201,9 @@ def reason(role: str, name: str, kernel: Kernel) -> str | None:
     if role == "gradient_step" and not any(p.requires_grad for p in kernel.parameters()):
         return "has no trainable parameter"
     if role == "save_and_load" and (
-        is_map or name == "EmpiricalNTK" or (isinstance(kernel, Warped) and not isinstance(kernel.module, Columns))
+        is_map
+        or name == "EmpiricalNTK"
+        or (isinstance(kernel, Warped) and not isinstance(kernel.module, Columns | Metric))
     ):
         return "holds a torch module or drawn numbers: state_dict is its format, not a description by name"
     return None

@@ -9,6 +9,7 @@ from mercer.kernels.hamming import Hamming
 from mercer.kernels.laplace import Laplace
 from mercer.kernels.logistic import Logistic
 from mercer.kernels.matern import Matern
+from mercer.kernels.metric import Metric
 from mercer.kernels.mixture import SpectralMixture
 from mercer.kernels.ntk import EmpiricalNTK
 from mercer.kernels.periodic import Cosine, Periodic
@@ -31,6 +32,7 @@ __all__ = [
     "Linear",
     "Logistic",
     "Matern",
+    "Metric",
     "Periodic",
     "Polynomial",
     "Product",

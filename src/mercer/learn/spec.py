@@ -9,6 +9,7 @@ import torch
 from mercer import kernels
 from mercer.errors import StructureError
 from mercer.kernel import Columns, Kernel, Warped
+from mercer.kernels import Metric
 
 ALLOWED: dict[str, type[Kernel]] = {
     name: kind
@@ -34,11 +35,14 @@ def _plain(value: Any, kernel: Kernel, name: str, depth: int) -> Any:
 def to_spec(kernel: Kernel, depth: int = 0) -> dict[str, Any]:
     """The kernel as JSON-able values: {"name": ..., "arguments": {...}}.
 
-    Raises StructureError for kernels of a user's own class and for warps by a module (columns are fine).
+    Raises StructureError for kernels of a user's own class and for warps by a module (columns and metrics are fine).
     """
     if depth > DEPTH:
         raise StructureError(f"the kernel nests deeper than {DEPTH} levels")
     if isinstance(kernel, Warped):
+        if isinstance(kernel.module, Metric):
+            matrix = kernel.module.matrix.tolist()
+            return {"name": "Metric", "matrix": matrix, "of": to_spec(kernel.kernel, depth + 1)}
         if not isinstance(kernel.module, Columns):
             raise StructureError(f"{kernel!r} warps by a module, which is code and is not saved; save its state_dict")
         return {"name": "Columns", "columns": kernel.module.columns, "of": to_spec(kernel.kernel, depth + 1)}
@@ -59,6 +63,17 @@ def _value(plain: Any, depth: int) -> Any:
     return plain
 
 
+def _metric(rows: Any) -> Metric:
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise StructureError("a saved metric is not a list of rows")
+    if not all(type(v) in (int, float) and abs(v) <= LARGEST for row in rows for v in row):
+        raise StructureError(f"a saved metric holds something else than numbers of a size up to {LARGEST:g}")
+    try:
+        return Metric(rows)
+    except (TypeError, ValueError) as error:
+        raise StructureError(f"a saved metric is not a matrix: {error}") from error
+
+
 def from_spec(spec: Any, depth: int = 0) -> Kernel:
     """The kernel that `to_spec` described. Raises StructureError naming what does not belong."""
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str) or depth > DEPTH:
@@ -68,6 +83,8 @@ def from_spec(spec: Any, depth: int = 0) -> Kernel:
         if not isinstance(columns, list) or not all(type(c) is int and 0 <= c < 10**6 for c in columns):
             raise StructureError("a saved kernel names columns that are not whole numbers >= 0")
         return from_spec(spec.get("of"), depth + 1).on(columns)
+    if spec["name"] == "Metric":
+        return from_spec(spec.get("of"), depth + 1).warp(_metric(spec.get("matrix")))
     kind, arguments = ALLOWED.get(spec["name"]), spec.get("arguments")
     if kind is None or not isinstance(arguments, dict):
         raise StructureError(f"{spec['name']!r} is not a kernel of mercer")
