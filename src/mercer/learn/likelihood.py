@@ -90,10 +90,14 @@ def gaussian(fit: Tensor, logdet: float, n: int, profile: bool) -> tuple[float, 
     return -0.5 * float(fit.sum()) - 0.5 * len(fit) * (logdet + n * math.log(2 * math.pi)), torch.ones_like(fit)
 
 
-def slopes(sources: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient in each leaf of sum(source * weight) over the sources that have one; zeros where there is none."""
+def slopes(sources: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor], again: bool = False) -> list[Tensor]:
+    """The gradient in each leaf of sum(source * weight) over the sources that have one; zeros where there is none.
+
+    again: sources will be asked once more.
+    """
     live = [(source, weight) for source, weight in sources if source.requires_grad]
-    found = torch.autograd.grad([s for s, _ in live], leaves, [w for _, w in live], allow_unused=True)
+    inputs, weights = [s for s, _ in live], [w for _, w in live]
+    found = torch.autograd.grad(inputs, leaves, weights, again, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
 
 
