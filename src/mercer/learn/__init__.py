@@ -1,17 +1,33 @@
 """Learners: scikit-learn estimators that predict, with intervals or calibrated probabilities."""
 
 from mercer.learn.classify import KernelClassifier
+from mercer.learn.cluster import KernelKMeans, KernelSpectralClustering
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.margins import KernelMeanClassifier, KernelSVC
 from mercer.learn.neighbours import NeighbourRidge
+from mercer.learn.novelty import KernelNovelty
+from mercer.learn.pca import KernelPCA
 from mercer.learn.process import GaussianProcessRegressor
 from mercer.learn.ridge import KernelRidge
 from mercer.learn.spectral import SpectralRegressor
+from mercer.learn.transformed import TransformedKernelClassifier, TransformedKernelRidge
+from mercer.learn.variational import VariationalGaussianProcess, VariationalGaussianProcessClassifier
 
 __all__ = [
     "GaussianProcessRegressor",
     "KernelClassifier",
+    "KernelKMeans",
+    "KernelMeanClassifier",
+    "KernelNovelty",
+    "KernelPCA",
     "KernelRidge",
+    "KernelSVC",
+    "KernelSpectralClustering",
     "LocalConformal",
     "NeighbourRidge",
     "SpectralRegressor",
+    "TransformedKernelClassifier",
+    "TransformedKernelRidge",
+    "VariationalGaussianProcess",
+    "VariationalGaussianProcessClassifier",
 ]

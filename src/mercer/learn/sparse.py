@@ -1,0 +1,209 @@
+"""What variational Gaussian processes share: where landmarks begin, learning, and the best q at the end."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import numbers
+import warnings
+from abc import ABC
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from mercer.claims import Claim
+from mercer.errors import ConvergenceWarning, DataError, ShapeError, StructureError
+from mercer.features.nystrom import cholesky_landmarks
+from mercer.kernel import Kernel
+from mercer.kernels import Scaled
+from mercer.learn.ascend import Course, stochastic, whole
+from mercer.learn.centres import block_rows
+from mercer.learn.inducing import RIDGE, Inducing, Posterior, Seen, settle
+from mercer.learn.likelihoods import Observation
+from mercer.learn.plan import Plan
+from mercer.learn.rows import Rows
+from mercer.learn.table import Scaler
+from mercer.learn.tune import Clock, defaults, learn
+
+log = logging.getLogger("mercer")
+
+WHOLE = 4000  # rows up to which all of them take part in every step
+DRAWN = 5000  # rows that landmarks are drawn from
+WARM, LEARNING = 0.3, 0.75  # of the seconds: until the first kernel is there, until learning ends
+START = 0.1  # noise relative to the output scale, before anything is learned
+MOVES = 100  # of q at the end
+ENDS = {True: 1e-9, False: 1e-5}  # gain of such a move, in nats for each row, that ends them: few rows, many
+
+
+class SparseProcess(BaseEstimator, ABC):
+    """Base of regression and classification on inducing points: not public."""
+
+    kernel: Any
+    landmarks: Any
+    batch: int
+    epochs: int
+    learn: bool
+    standardize: bool | None
+    tolerance: float
+    time_budget: float | None
+    progress: Any
+    random_state: Any
+    noise: float | None = None
+    scaler_: Scaler
+
+    def _check(self) -> None:
+        for name, least in (("batch", 1), ("epochs", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or int(value) < least:
+                raise ValueError(f"{name} is {value!r}; expected a whole number >= {least}")
+        for name in ("noise", "time_budget"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
+                raise ValueError(f"{name} is {value!r}; expected a number > 0, or None")
+        if not (isinstance(self.tolerance, numbers.Real) and 0 <= float(self.tolerance) < math.inf):
+            raise ValueError(f"tolerance is {self.tolerance!r}; expected nats for each row, a number >= 0")
+        if self.kernel is not None and not isinstance(self.kernel, Kernel):
+            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
+        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
+            raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
+
+    def _ours(self) -> bool:
+        return self.kernel is None if self.standardize is None else bool(self.standardize)
+
+    def _begun(
+        self, rows: Rows, observed: Observation, target: Callable[[Any], Tensor], centre: Tensor, clock: Clock,
+        generator: torch.Generator,
+    ) -> Inducing:  # fmt: skip
+        """A kernel learned by least squares on a few rows, landmarks that a random Cholesky picks, and the noise."""
+        at = rows.sample(DRAWN)
+        x, y = self.scaler_(rows.take(at)), target(at)
+        kernel: Kernel = defaults(rows.columns, True)[1] if self.kernel is None else copy.deepcopy(self.kernel)
+        warm = observed.warm(y)
+        size = warm.std(0, correction=0).clamp_min(1e-12)
+        if self.learn and bool((warm != warm[0]).any()):
+            mine = defaults(rows.columns, True)[1:] if self.kernel is None else [kernel]
+            found = learn(
+                mine, START if self.noise is None else float(self.noise), x, (warm - warm.mean(0)) / size, clock,
+                generator, profile=False, keep_noise=self.noise is not None, share=WARM, progress=self.progress,
+            )  # fmt: skip
+            kernel = found.kernel
+            if hasattr(observed, "noise") and self.noise is None:
+                observed.noise = max(found.noise, 1e-6)
+            elif self.kernel is None and isinstance(kernel, Scaled) and not hasattr(observed, "noise"):
+                units = min(1 / max(found.noise, 0.05), 10.0)  # f is seen in those of the link, not in those of y
+                kernel.variance = kernel.variance.detach() * units
+        kernel.requires_grad_(self.learn)
+        observed.requires_grad_(self.learn and self.noise is None)
+        model = Inducing(kernel, self._places(kernel, x, generator), observed, centre, RIDGE if self.learn else 0.0)
+        model.z.requires_grad_(self.learn)
+        return model
+
+    def _places(self, kernel: Kernel, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Where the landmarks begin."""
+        if isinstance(self.landmarks, numbers.Integral) and not isinstance(self.landmarks, bool):
+            if int(self.landmarks) < 1:
+                raise ValueError(f"landmarks is {self.landmarks}; expected a number >= 1, or points m d")
+            with torch.no_grad():
+                return x[cholesky_landmarks(kernel, x, min(int(self.landmarks), len(x)), generator)]
+        points = np.asarray(self.landmarks, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != x.shape[1] or not len(points):
+            raise ShapeError(f"landmarks have shape {points.shape}; expected a number, or points m {x.shape[1]}")
+        if not np.isfinite(points).all():
+            raise DataError("landmarks hold NaN or infinity; expected finite points")
+        return self.scaler_(points)
+
+    def _train(
+        self, rows: Rows, observed: Observation, target: Callable[[Any], Tensor], outputs: int, centre: Tensor
+    ) -> None:
+        """Learn, then put q at its best; sets the fitted attributes. target: places -> scaled y `b c`."""
+        clock = Clock.of(None if self.time_budget is None else float(self.time_budget))
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(seed)
+        model = self._begun(rows, observed, target, centre, clock, generator)
+        q, n = Posterior.prior(len(model.z), outputs), len(rows)
+        course = Course(clock, LEARNING, self.progress)
+        full = n <= WHOLE
+        if full:
+            everything = slice(0, n)
+            x, y = self.scaler_(rows.take(everything)), target(everything)
+        if self.learn and self.epochs and not clock.interrupted:
+            if full:
+                q = whole(model, q, x, y, course, self.tolerance)
+            else:
+
+                def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+                    for at in rows.shuffled(int(self.batch), seed + epoch):
+                        yield self.scaler_(rows.take(at)), target(at)
+
+                q = stochastic(model, q, batches, n, int(self.epochs), 0.02, course, self.tolerance)
+        self._finish(rows, model, q, target, course)
+
+    @torch.no_grad()
+    def _finish(
+        self, rows: Rows, model: Inducing, q: Posterior, target: Callable[[Any], Tensor], course: Course
+    ) -> None:
+        """The best q for the kernel that was learned, by passes over all rows."""
+        lower, n, clock = model.lower(), len(rows), course.clock
+
+        def blocks() -> Iterator[Seen]:
+            for at in rows.blocks(block_rows(len(model.z) * (2 + q.mean.shape[1]))):
+                yield model.see(self.scaler_(rows.take(at)), target(at), lower)
+
+        tolerance = ENDS[n <= WHOLE] * n
+
+        def late() -> bool:
+            return clock.interrupted or (clock.seconds is not None and clock.used() > 0.95 * clock.seconds)
+
+        found = settle(model, q, blocks, MOVES, tolerance, late)
+        if found.gain > tolerance and not late():
+            message = f"q still gained {found.gain / n:.1e} nats for each row after {found.steps} steps"
+            warnings.warn(ConvergenceWarning(message, found.gain / n, found.steps), stacklevel=5)
+        self._model, self._q, self._lower = model.requires_grad_(False), found.q, lower
+        self.kernel_, self.bound_, self.history_ = model.kernel, found.bound, [*course.history, found.bound]
+        self.landmarks_ = model.z.detach().numpy()
+        noise = getattr(model.observed, "noise", None)
+        self.noise_ = None if noise is None else float(noise)
+        self.plan_ = self._plan(n, course, found.steps, found.gain / n, found.bound)
+        log.info("%s: %s", type(self).__name__, self.plan_.sentence)
+
+    def _plan(self, n: int, course: Course, moves: int, gain: float, bound: float) -> Plan:
+        m, model = len(self._model.z), self._model
+        how = "of all rows (L-BFGS)" if n <= WHOLE else f"of {self.batch:,} rows each (natural gradients and Adam)"
+        learned = f"learned by {course.steps:,} steps {how}" if course.steps else "with kernel and landmarks as given"
+        last = "closed form" if model.observed.conjugate else f"{moves} natural gradient passes"
+        if not course.steps:
+            why = ""
+        elif course.clock.interrupted:
+            why = "; learning was interrupted and the best so far was kept"
+        else:
+            why = "" if course.settled else "; learning stopped before the bound did: give more time or epochs"
+        rest = f", last gain {gain:.1e} nats for each row" if gain > 0 else ""
+        height = n if n <= WHOLE else max(int(self.batch), 1)
+        memory = 8 * (8 * m * height + 10 * m * m * self._q.mean.shape[1])
+        sentence = (
+            f"{m:,} landmarks for {n:,} rows, {learned}; q by {last}{rest}: bound {bound / n:.4g} nats for each row, "
+            f"jitter {model.jitter:.1e}, {memory / 2**20:,.0f} MiB planned, {course.clock.used():.1f} s{why}"
+        )
+        return Plan(
+            "variational", n, m, model.jitter, gain, moves, course.clock.used(), memory, course.clock.interrupted,
+            sentence, course.steps,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _latent(self, X: Any) -> tuple[Tensor, Tensor]:
+        """(mean, variance) of f at rows of X, on the scale that the model sees, `n c`."""
+        check_is_fitted(self, "kernel_")
+        rows = Rows.read(self, X, reset=False)
+        found = []
+        for at in rows.blocks(block_rows(len(self._model.z) * (2 + self._q.mean.shape[1]))):
+            x = self.scaler_(rows.take(at))
+            seen = self._model.see(x, torch.zeros(len(x), 1, dtype=torch.float64), self._lower)
+            found.append(self._model.latent(self._q, seen))
+        return torch.cat([m for m, _ in found]), torch.cat([v for _, v in found])
