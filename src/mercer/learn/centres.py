@@ -15,6 +15,7 @@ from mercer.kernel import Kernel
 from mercer.learn.plan import Plan
 from mercer.learn.solve import FLOOR, FOLDS, TOLERANCE, Fitted, masks, noises, own, run_cg
 from mercer.learn.tune import Clock
+from mercer.learn.whitening import Whitening
 from mercer.linalg import CG, Cholesky
 from mercer.operator import Cost, Operator
 
@@ -84,38 +85,24 @@ def normal(
 class _Falkon(Operator):
     """The normal equations of kernel centres in coordinates that make them nearly the identity.
 
-    v -> B^T (K_mn D K_nm + noise K_mm) B v, B = T^-1 A^-1, T^T T = K_mm, A^T A = (n / m) T T^T + noise I.
+    v -> B^T (K_mn D K_nm + noise K_mm) B v, B of `Whitening` for a typical noise.
     Source [rudi2017, alg. 1].
     """
 
     def __init__(self, k: Operator, middle: Tensor, mask: Tensor, noise: Tensor, typical: float):
         self.k, self.mask, self.noise = k, mask, noise
-        self.t = torch.linalg.cholesky(middle).mT
         n, m = k.shape
-        inner = self.t @ self.t.mT * (n / m)
-        inner.diagonal().add_(typical)
-        self.a = torch.linalg.cholesky(inner).mT
+        self.b = Whitening.uniform(middle, n).at([typical])
         self.shape, self.dtype, self.device, self.claims = torch.Size([m, m]), torch.float64, middle.device, PSD
-
-    def down(self, v: Tensor) -> Tensor:
-        """B v: weights of the centres."""
-        inner = torch.linalg.solve_triangular(self.a, v, upper=True)
-        return torch.linalg.solve_triangular(self.t, inner, upper=True)
-
-    def up(self, v: Tensor) -> Tensor:
-        """B^T v."""
-        inner = torch.linalg.solve_triangular(self.t.mT, v, upper=False)
-        return torch.linalg.solve_triangular(self.a.mT, inner, upper=False)
 
     def project(self, rows: Tensor) -> Tensor:
         """K_mn rows, for rows: n c."""
         return self.k.mT.matmul(rows.to(self.k.dtype)).double()
 
     def matmul(self, v: Tensor) -> Tensor:
-        w = self.down(v)
+        w = self.b.down(v)
         seen = self.k.normal(w.to(self.k.dtype), self.mask.to(self.k.dtype)).double()
-        ridge = torch.linalg.solve_triangular(self.a.mT, self.noise * (self.t @ w), upper=False)
-        return self.up(seen) + ridge
+        return self.b.up(seen) + self.b.ridge(w, self.noise)
 
     @property
     def mT(self) -> Operator:
@@ -150,15 +137,15 @@ def falkon(
         steps, chosen = 0, levels[0]
         if len(levels) > 1:
             trial = CG(None, 5 * TOLERANCE, 30, lambda i, r: clock.over() and i >= 6)
-            found = run_cg(trial, a, a.up(a.project(held * rows.repeat(1, len(levels)))))
+            found = run_cg(trial, a, a.b.up(a.project(held * rows.repeat(1, len(levels)))))
             out = fold == 0
-            guess = k.matmul(a.down(found.value).float())[out].reshape(-1, len(levels), outputs)
+            guess = k.matmul(a.b.down(found.value).float())[out].reshape(-1, len(levels), outputs)
             errors = (guess - rows[out][:, None]).square().mean((0, 2))
             chosen, steps = levels[int(errors.argmin())], found.iterations
         a.mask, a.noise = mask, torch.full((mask.shape[1],), chosen, dtype=torch.float64)
         solver = CG(None, TOLERANCE / 4, 80, lambda i, r: clock.over() and i >= 8)
-        answer = run_cg(solver, a, a.up(a.project(mask * rows.repeat(1, FOLDS + 1))))
-        weights = a.down(answer.value)
+        answer = run_cg(solver, a, a.b.up(a.project(mask * rows.repeat(1, FOLDS + 1))))
+        weights = a.b.down(answer.value)
         left_out = own(k.matmul(weights[:, outputs:].float()), fold, outputs)
     done = dataclasses.replace(plan, jitter=jitter, residual=answer.residual, iterations=steps + answer.iterations)
     return Fitted(z, weights[:, :outputs].float().contiguous(), left_out.double(), chosen, done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC
 from typing import Any
 
 import numpy as np
@@ -27,49 +28,38 @@ from mercer.learn.unseen import left_out
 EARLY, LATE = 0.7, 0.35  # of the seconds: for learning the kernel, and at least for log odds
 
 
-class KernelClassifier(ClassifierMixin, KernelEstimator):
-    """Kernel classifier with calibrated probabilities: least squares on class membership, then a logistic map.
+def encoded(y: Any, known: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """(the labels in order, which of them each row has). known: the labels, where y need not hold all.
 
-    Where left-out rows have a smaller log loss by it, kernel logistic regression takes the place of least squares
-    (not with a given alpha or learn=False). The map from scores to probabilities is fitted to left-out scores, so
-    that a stated chance of 80 % comes true 80 % of the time. All parameters as in KernelRidge.
-    Fitted: classes_, kernel_, alpha_ (of a logistic fit: the noise that smooths as much), plan_, calibration_,
-    left_out_ (chances `n c` of training rows by fits without them; NaN where a logistic fit of many judged others).
-    Cost: that of KernelRidge with one output for each class, and n m (m + 4 c steps) flops, m <= 1,000.
-    Source [rasmussen2006, sec. 3.5 and 6.5], [guo2017, sec. 4.2].
+    Raises DataError where one is missing or unknown, or all are the same.
     """
+    labels = column_or_1d(y, warn=True)
+    if labels.dtype == object and (missing := [i for i, v in enumerate(labels) if v is None or v != v]):
+        raise DataError(f"y has no label at row {missing[0]} ({labels[missing[0]]}); drop such rows or name a class")
+    check_classification_targets(labels)
+    classes, codes = np.unique(labels, return_inverse=True)
+    if known is not None:
+        own, classes = classes, np.unique(np.asarray(known))
+        if len(strange := np.setdiff1d(own, classes)):
+            raise DataError(f"y holds {strange.tolist()[0]!r}, which is not one of the classes {classes.tolist()}")
+        codes = np.searchsorted(classes, own)[codes]
+    if len(classes) < 2:
+        only = classes.tolist()[0]
+        only = f"{only:g}" if isinstance(only, float) else repr(only)
+        raise DataError(f"y holds one class only ({only}); a classifier needs at least two")
+    return classes, codes
+
+
+class KernelClassification(ClassifierMixin, KernelEstimator, ABC):
+    """Base of the kernel classifiers: not public."""
 
     _least = 1e-3  # labels that can be separated would drive it to nothing
 
-    def __init__(
-        self,
-        kernel: Any = None,
-        alpha: float | None = None,
-        *,
-        learn: bool = True,
-        standardize: bool | None = None,
-        time_budget: float | None = None,
-        progress: Any = None,
-        random_state: Any = None,
-    ):
-        self.kernel, self.alpha, self.learn, self.standardize = kernel, alpha, learn, standardize
-        self.time_budget, self.progress, self.random_state = time_budget, progress, random_state
-
-    def fit(self, X: Any, y: Any) -> KernelClassifier:
+    def fit(self, X: Any, y: Any) -> Any:
         """Learn from X: n d and labels y: n. Raises DataError when there is one class only."""
         self._check()
         table, y = self._read(X, y, reset=True, classes=True)
-        labels = column_or_1d(y, warn=True)
-        if labels.dtype == object and (missing := [i for i, v in enumerate(labels) if v is None or v != v]):
-            raise DataError(
-                f"y has no label at row {missing[0]} ({labels[missing[0]]}); drop such rows or name a class"
-            )
-        check_classification_targets(labels)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            only = self.classes_.tolist()[0]
-            only = f"{only:g}" if isinstance(only, float) else repr(only)
-            raise DataError(f"y holds one class only ({only}); a classifier needs at least two")
+        self.classes_, codes = encoded(y)
         self._classify(table, codes)
         if self._flattered(*table.shape) and not self.plan_.interrupted:
             self._unseen(table, codes)
@@ -92,7 +82,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         """Calibrate again, by fits that learned nothing from the rows that they predict."""
         many = len(self.classes_)
 
-        def judge(fresh: KernelClassifier, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        def judge(fresh: KernelClassification, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
             seen, own = np.unique(codes[rows], return_inverse=True)
             found = np.full((len(out), many), math.log(0.5 / len(rows)))  # of a class that these rows have not
             if len(seen) > 1:
@@ -193,10 +183,37 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):
         return values, arrays | {"bias": self.calibration_.bias}
 
     @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> KernelClassifier:
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         """The fitted model that `get_state` described; constructor arguments are the defaults."""
         found = cls()
         found._restore(values, arrays)
         found.classes_ = np.array(values["classes"])
         found.calibration_ = Calibration(float(values["temperature"]), np.array(arrays["bias"]))
         return found
+
+
+class KernelClassifier(KernelClassification):
+    """Kernel classifier with calibrated probabilities: least squares on class membership, then a logistic map.
+
+    Where left-out rows have a smaller log loss by it, kernel logistic regression takes the place of least squares
+    (not with a given alpha or learn=False). The map from scores to probabilities is fitted to left-out scores, so
+    that a stated chance of 80 % comes true 80 % of the time. All parameters as in KernelRidge.
+    Fitted: classes_, kernel_, alpha_ (of a logistic fit: the noise that smooths as much), plan_, calibration_,
+    left_out_ (chances `n c` of training rows by fits without them; NaN where a logistic fit of many judged others).
+    Cost: that of KernelRidge with one output for each class, and n m (m + 4 c steps) flops, m <= 1,000.
+    Source [rasmussen2006, sec. 3.5 and 6.5], [guo2017, sec. 4.2].
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        alpha: float | None = None,
+        *,
+        learn: bool = True,
+        standardize: bool | None = None,
+        time_budget: float | None = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.alpha, self.learn, self.standardize = kernel, alpha, learn, standardize
+        self.time_budget, self.progress, self.random_state = time_budget, progress, random_state

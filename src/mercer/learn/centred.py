@@ -1,0 +1,110 @@
+"""What the Falkon learners share: checks, passes over the rows, reports, predictions a block at a time."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from abc import ABC
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from mercer.assemble import assemble
+from mercer.errors import ConvergenceWarning, DataError
+from mercer.learn.newton import Newton
+from mercer.learn.passes import MANY, Passes
+from mercer.learn.rows import Rows
+from mercer.learn.task import Fit, Task
+from mercer.learn.walk import Patience, Walk
+from mercer.operator import Operator
+
+PREDICTED = 2**16  # rows predicted at once
+NUMBERS = {"alpha": math.inf, "tolerance": 1, "validation_fraction": 1, "time_budget": math.inf}
+
+
+class FalkonEstimator(BaseEstimator, ABC):
+    """Base of the Falkon learners: not public."""
+
+    kernel: Any
+    centres: Any
+    alpha: float | None
+    selection: str
+    learn: bool
+    precision: str | None
+    tolerance: float
+    max_iterations: int
+    validation_fraction: float | None
+    time_budget: float | None
+    checkpoint: Any
+    progress: Any
+    random_state: Any
+
+    def _check(self) -> None:
+        for name, options in (("selection", ("uniform", "pivoted")), ("precision", (None, "mixed", "double"))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {options}")
+        for name, high in NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name != "tolerance":
+                continue
+            if not (isinstance(value, numbers.Real) and 0 < float(value) < high):
+                raise ValueError(f"{name} is {value!r}; expected a number > 0 and < {high}")
+        most = self.max_iterations
+        if not isinstance(most, numbers.Integral) or isinstance(most, bool) or most < 1:
+            raise ValueError(f"max_iterations is {most!r}; expected a whole number >= 1")
+
+    def _read(self, x: Any, y: Any, *, classes: bool = False, reset: bool = True) -> Rows:
+        rows = Rows.read(self, x, y, reset=reset, classes=classes)
+        if reset and len(rows) < 2:
+            raise DataError(f"{type(self).__name__} got 1 sample; expected at least 2 rows to learn from")
+        return rows
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _passes(self, found: Task, columns: int, target: Callable[[np.ndarray], Tensor]) -> Passes:
+        return Passes(found.kernel, found.rows, found.keep, found.start.scaler, found.z, target, found.weight, columns)
+
+    def _held(self, found: Task, passes: Passes) -> tuple[Operator, Tensor]:
+        """(k of the held-out rows and the centres, the shares `n` of these rows in a mean)."""
+        k = assemble(found.kernel, passes.read(found.held), found.z, rhs=passes.columns, products=MANY)
+        heavy = np.ones(len(found.held)) if found.weight is None else found.weight[found.held]
+        return k, torch.from_numpy(heavy / heavy.sum())
+
+    def _patience(self, fit: Fit, early: bool) -> Patience:
+        return Patience(float(self.tolerance), int(self.max_iterations), early, fit.clock)
+
+    def _keep(self, found: Task, weights: Tensor, jitter: float) -> None:
+        """The fitted attributes that all of them have."""
+        self.kernel_, self.scaler_, self.jitter_ = found.kernel, found.start.scaler, jitter
+        self.centres_, self._weights = found.z.double(), weights
+        self._common, self.target_ = found.start.common, found.start.target
+
+    def _report(self, solver: Walk | Newton, residual: float, what: str) -> None:
+        """How far it came; a missed tolerance is a warning."""
+        self.alpha_, self.residual_, self.iterations_ = solver.level, residual, solver.steps
+        self.stopped_, self.history_, self.validation_error_ = solver.stopped, solver.history, solver.error
+        if solver.stopped in ("tolerance", "held-out", "interrupted"):
+            return
+        why = {"iterations": "max_iterations", "time": "time_budget", "rounding": "rounding"}[solver.stopped]
+        more = "precision='double' or a larger alpha goes further" if why == "rounding" else f"raise {why}"
+        message = f"{type(self).__name__} stopped by {why} after {solver.steps} iterations at {what} of {residual:.1e}"
+        message = f"{message}, tolerance {self.tolerance:.1e}; {more}"
+        warnings.warn(ConvergenceWarning(message, residual, solver.steps), stacklevel=3)
+
+    @torch.no_grad()
+    def _scores(self, rows: Rows, at: np.ndarray | None = None) -> np.ndarray:
+        """k(x, centres) weights, `n c` float64, a block of rows at a time."""
+        many = len(rows) if at is None else len(at)
+        found = np.zeros((many, self._weights.shape[1]))
+        for start in range(0, many, PREDICTED):
+            here = slice(start, min(start + PREDICTED, many))
+            x = self.scaler_(rows.take(here if at is None else at[here]))
+            found[here] = assemble(self.kernel_, x, self.centres_).matmul(self._weights).numpy()
+        return found
