@@ -547,6 +547,8 @@ COVERED: dict[str, str] = {
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
     "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
     "learn.SpectralRegressor": "tests/test_spectral.py::test_every_filter_is_the_algorithm_it_names",
+    "learn.TransformedKernelRidge": "tests/test_spectral.py::test_inductive_is_the_transductive_closed_form",
+    "learn.TransformedKernelClassifier": "tests/test_spectral.py::test_unlabelled_rows_beat_any_ridge",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VariationalGaussianProcess": "tests/test_variational.py::test_with_every_row_a_landmark_it_is_the_exact_process",
     "learn.VariationalGaussianProcessClassifier": "tests/test_variational.py::test_labels_of_two_and_three_classes",

@@ -3,7 +3,10 @@
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.cluster import KernelKMeans, KernelSpectralClustering
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.falkon import FalkonRegressor
+from mercer.learn.logodds import FalkonClassifier
 from mercer.learn.margins import KernelMeanClassifier, KernelSVC
+from mercer.learn.multitask import MultitaskGaussianProcess
 from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.novelty import KernelNovelty
 from mercer.learn.pca import KernelPCA
@@ -14,6 +17,8 @@ from mercer.learn.transformed import TransformedKernelClassifier, TransformedKer
 from mercer.learn.variational import VariationalGaussianProcess, VariationalGaussianProcessClassifier
 
 __all__ = [
+    "FalkonClassifier",
+    "FalkonRegressor",
     "GaussianProcessRegressor",
     "KernelClassifier",
     "KernelKMeans",
@@ -24,6 +29,7 @@ __all__ = [
     "KernelSVC",
     "KernelSpectralClustering",
     "LocalConformal",
+    "MultitaskGaussianProcess",
     "NeighbourRidge",
     "SpectralRegressor",
     "TransformedKernelClassifier",

@@ -38,7 +38,7 @@ class SpectralRegressor(KernelRegressor):
     Other parameters as in KernelRidge. Fitted: those of KernelRidge with level_, and levels_, errors_: what was tried
     and its left-out mean square error, y in deviations. Cost: eigh 25 n^3 flops; lanczos a product with 5 columns
     each step; features 2 n m^2 flops. Error: of lanczos, plan_.residual, the change of the last ten steps.
-    Raises ConvergenceWarning where that stayed above 5e-4. Source [velikanov2024, eq. 2], [engl1996, ch. 4].
+    Raises ConvergenceWarning where that stayed above 5e-4. Source [velikanov2024], [engl1996, ch. 4].
     """
 
     _noise_name = "level"
