@@ -472,6 +472,7 @@ _F, _OP, _FE, _NN, _CMP = (
     f"tests/test_{room}.py::test_" for room in ("kernels", "operators", "features", "nn", "compare")
 )
 _LIN, _LEARN = "tests/test_linalg.py::test_", "tests/test_learn.py::test_"
+_MAR = "tests/test_margins.py::test_"
 _KRY, _SPE, _GRA = (f"tests/test_linalg_{part}.py::test_" for part in ("krylov", "spectral", "gradients"))
 
 # every public name -> the test that holds it against something that is not mercer
@@ -549,6 +550,13 @@ COVERED: dict[str, str] = {
     "learn.SpectralRegressor": "tests/test_spectral.py::test_every_filter_is_the_algorithm_it_names",
     "learn.TransformedKernelRidge": "tests/test_spectral.py::test_inductive_is_the_transductive_closed_form",
     "learn.TransformedKernelClassifier": "tests/test_spectral.py::test_unlabelled_rows_beat_any_ridge",
+    "learn.KernelPCA": "tests/test_pca.py::test_eigenvectors_agree_with_scikit_learn",
+    "learn.KernelKMeans": "tests/test_cluster.py::test_with_a_linear_kernel_it_is_k_means",
+    "learn.KernelSpectralClustering": "tests/test_cluster.py::test_modes_are_those_of_the_random_walk",
+    "learn.KernelMeanClassifier": _MAR + "with_a_linear_kernel_the_mean_classifier_is_the_nearest_centroid",
+    "learn.KernelSVC": _MAR + "the_support_vector_machine_is_libsvm",
+    "learn.KernelNovelty": _MAR + "novelty_is_the_variance_of_a_gaussian_process",
+    "kernels.Precomputed": _MAR + "a_given_matrix_is_checked",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VariationalGaussianProcess": "tests/test_variational.py::test_with_every_row_a_landmark_it_is_the_exact_process",
     "learn.VariationalGaussianProcessClassifier": "tests/test_variational.py::test_labels_of_two_and_three_classes",

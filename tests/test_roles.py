@@ -71,6 +71,15 @@ def classifier(name: str, kernel: Kernel) -> None:
     assert loss < -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate)) + 0.02
 
 
+def components(name: str, kernel: Kernel) -> None:
+    """The variances along principal components are eigenvalues of the centred Gram."""
+    x = points(name, 25)
+    middle = torch.eye(25, dtype=torch.float64) - 1 / 25
+    want = torch.linalg.eigvalsh(middle @ matrix(kernel, x, x) @ middle).flip(0)[:3].clamp_min(0)
+    found = torch.tensor(learn.KernelPCA(3, kernel).fit(x).eigenvalues_)
+    assert torch.allclose(found, want, rtol=1e-7, atol=1e-9 * float(want[0] + 1))
+
+
 def mmd(name: str, kernel: Kernel) -> None:
     """The unbiased statistic is the brute-force double sum."""
     x, y = points(name, 7), points(name, 5, 1) + (0.0 if name in CATEGORIES else 0.4)
@@ -177,7 +186,7 @@ def save_and_load(name: str, kernel: Kernel) -> None:
 ROLES: dict[str, Callable[[str, Kernel], None]] = {
     role.__name__: role
     for role in (
-        ridge, gp, classifier, mmd, thinning, random_features, nystrom,
+        ridge, gp, classifier, components, mmd, thinning, random_features, nystrom,
         attention, convolution, cg, gradient_step, save_and_load,
     )
 }  # fmt: skip
@@ -187,7 +196,7 @@ def reason(role: str, name: str, kernel: Kernel) -> str | None:
     """Why a cell cannot run, from the claims; each reason is an error that the role itself raises (tested below)."""
     has = kernel.claims
     is_map = isinstance(kernel, features.Fourier | features.Orthogonal | features.Favor | features.Nystrom)
-    if role in ("ridge", "gp", "classifier", "nystrom", "cg") and Claim.PSD not in has:
+    if role in ("ridge", "gp", "classifier", "components", "nystrom", "cg") and Claim.PSD not in has:
         return "needs a psd kernel, this one is only conditionally psd"
     if role == "attention" and Claim.POSITIVE not in has:
         return "divides by row sums, this kernel may be negative"

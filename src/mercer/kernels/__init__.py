@@ -13,6 +13,7 @@ from mercer.kernels.metric import Metric
 from mercer.kernels.mixture import SpectralMixture
 from mercer.kernels.ntk import EmpiricalNTK
 from mercer.kernels.periodic import Cosine, Periodic
+from mercer.kernels.precomputed import Precomputed
 from mercer.kernels.rational import InverseMultiquadric, RationalQuadratic
 from mercer.kernels.riesz import Riesz
 from mercer.kernels.wendland import Wendland
@@ -35,6 +36,7 @@ __all__ = [
     "Metric",
     "Periodic",
     "Polynomial",
+    "Precomputed",
     "Product",
     "ProfileKernel",
     "RationalQuadratic",

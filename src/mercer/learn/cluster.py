@@ -21,6 +21,7 @@ from mercer.learn.gram import GramEstimator, gaussian_by, neighbour_distance, to
 from mercer.operator import Operator
 
 MANY = 30  # products of K that a clustering is planned for
+ROUNDING = 1e-12  # of the largest k(x, x): squared distances that mean nothing
 LEAST = 1e-8  # eigenvalue of the walk below which an axis says nothing of new rows
 
 
@@ -71,10 +72,10 @@ class KernelKMeans(ClusterMixin, GramEstimator):
             at = int(inertia.argmin())
             if best is None or float(inertia[at]) < best[1]:
                 best = labels[at], float(inertia[at]), steps, float(moving[at])
-        labels, self.inertia_, self.n_iter_, moving = best if best is not None else (begun[0], 0.0, 0, 0.0)
-        if moving:
-            message = f"KernelKMeans stopped after {self.n_iter_} rounds while {moving:.1%} of the rows still moved; "
-            warnings.warn(ConvergenceWarning(message + "allow more by max_iter", moving, self.n_iter_), stacklevel=2)
+        labels, self.inertia_, self.n_iter_, restless = best if best is not None else (begun[0], 0.0, 0, 0.0)
+        if restless:
+            message = f"KernelKMeans stopped after {self.n_iter_} rounds while {restless:.1%} of the rows still moved; "
+            warnings.warn(ConvergenceWarning(message + "allow more by max_iter", restless, self.n_iter_), stacklevel=2)
         self.labels_ = labels.numpy()
         self._points, self._means = x, _means(labels[None], c)[0]
         used = self._means.sum(0) > 0
@@ -95,7 +96,7 @@ class KernelKMeans(ClusterMixin, GramEstimator):
             else:
                 drawn = torch.randint(n, (1,), generator=generator)
             distance = diagonal - 2 * self.kernel_.block(x[drawn], x) + diagonal[drawn, None]
-            distance = distance.clamp_min(0.0)
+            distance = torch.where(distance > ROUNDING * diagonal.max(), distance, 0.0)
             chosen = distance[int(torch.minimum(distance, closest).sum(1).argmin())]
             labels = torch.where(chosen < closest, j, labels)
             closest = torch.minimum(chosen, closest)
@@ -113,10 +114,10 @@ class KernelKMeans(ClusterMixin, GramEstimator):
             means = _means(labels[live], c)
             seen = k.matmul(means.permute(1, 0, 2).reshape(n, -1)).reshape(n, len(live), c).permute(1, 0, 2)
             squares = (means * seen).sum(1, keepdim=True)
-            distance = diagonal[:, None] - 2 * seen + torch.where(squares > 0, squares, torch.inf)
-            distance = torch.where(means.sum(1, keepdim=True) > 0, distance, torch.inf)
+            distance = diagonal[:, None] - 2 * seen + squares
+            distance = torch.where(means.sum(1, keepdim=True) > 0, distance, torch.inf)  # a cluster without rows
             least, fresh = distance.min(2)
-            _refill(fresh, least.clamp_min(0.0).clone(), c)
+            _refill(fresh, torch.where(least > ROUNDING * diagonal.max(), least, 0.0), c)
             inertia[live] = least.clamp_min(0.0).sum(1)
             moving[live] = (fresh != labels[live]).double().mean(1)
             labels[live] = fresh

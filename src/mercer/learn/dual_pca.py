@@ -139,7 +139,8 @@ def climb(a: Operator, loss: Loss, start: Tensor, tolerance: float, most: int) -
             last, best, speed, old = h, value, 1.0, None
         if old is not None:
             turn = torch.linalg.svdvals(r @ (h.mT @ old))  # cosines between this space and the last one
-            change = float((1 - turn[:, -1].square()).clamp_min(0.0).sqrt().max())
+            rank = int(torch.linalg.matrix_rank(r[0]))  # of rows that do not span s directions
+            change = float((1 - turn[:, max(rank, 1) - 1].square()).clamp_min(0.0).sqrt().max())
         if (change <= tolerance and len(h) == 1) or step >= most:
             break
         fresh, grown = factors[..., None] * y, bool((value >= best).all())

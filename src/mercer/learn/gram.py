@@ -64,7 +64,7 @@ def top_eigenpairs(a: Operator, count: int, generator: torch.Generator) -> tuple
     Signs: the entry of a vector that is largest in magnitude is positive.
     """
     n = a.shape[-1]
-    if n <= SMALL or (count * SHARE > n and held(n)):
+    if held(n) and (n <= SMALL or count * SHARE > n):
         values, vectors = scipy.linalg.eigh(a.dense().numpy(), subset_by_index=[n - count, n - 1])
         u, top = torch.from_numpy(vectors[:, ::-1].copy()), torch.from_numpy(values[::-1].copy())
     else:
@@ -118,6 +118,4 @@ class GramEstimator(BaseEstimator, ABC):
 
     def _times(self, x: Tensor, points: Tensor, weights: Tensor) -> Tensor:
         """k(x, points) weights: x `n d`, weights `m c` -> `n c`; no n x m matrix is kept."""
-        if not len(x) or not len(points):
-            return torch.zeros(len(x), weights.shape[1], dtype=weights.dtype)
         return assemble(self.kernel_, x, points, rhs=weights.shape[1]).matmul(weights.contiguous())

@@ -178,8 +178,7 @@ class KernelSVC(_ScoreClassifier):
         return self
 
     def _features(self, x: Tensor) -> Tensor:
-        parts = [self._map.features(part) for part in x.split(ROWS)]
-        return torch.cat(parts) if parts else x.new_zeros(0, self._map.rank)
+        return torch.cat([self._map.features(part) for part in x.split(ROWS)])
 
     def _machines(self, table: np.ndarray, codes: np.ndarray, whole: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(weights of rows or features `m c`, biases `c`) of a machine for each class; one for two classes."""
@@ -199,7 +198,7 @@ class KernelSVC(_ScoreClassifier):
     def _calibrated(self, table: np.ndarray, codes: np.ndarray, whole: bool, seed: int) -> Calibration:
         fewest = int(np.bincount(codes).min())
         if fewest < 2:
-            label = self.classes_[np.bincount(codes).argmin()]
+            label = self.classes_.tolist()[int(np.bincount(codes).argmin())]
             raise ValueError(f"probability=True needs two rows of each class; class {label!r} has {fewest}")
         left = np.zeros((len(codes), 1 if len(self.classes_) == 2 else len(self.classes_)))
         folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
@@ -212,8 +211,7 @@ class KernelSVC(_ScoreClassifier):
     def _scores(self, x: Tensor) -> Tensor:
         if self.support_ is not None:
             return self._times(x, self._points, self._weights) + self._bias
-        parts = [self._map.features(part) @ self._weights for part in x.split(ROWS)]
-        return torch.cat([x.new_zeros(0, len(self._bias)), *parts]) + self._bias
+        return torch.cat([self._map.features(part) @ self._weights for part in x.split(ROWS)]) + self._bias
 
     @available_if(lambda self: self.probability)
     def predict_proba(self, X: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class KernelNovelty(OutlierMixin, GramEstimator):
         *,
         method: str = "variance",
         alpha: float = 0.1,
-        false_alarms: float = 0.05,
+        false_alarms: float = 0.1,
         rank: int = 1000,
         standardize: bool | None = None,
         random_state: Any = None,
@@ -57,7 +57,7 @@ class KernelNovelty(OutlierMixin, GramEstimator):
             given = f"alpha {self.alpha}, false_alarms {self.false_alarms}, rank {self.rank}"
             raise ValueError(f"{given}; expected alpha > 0, false_alarms between 0 and 1, rank >= 1")
         x, _, generator = self._begin(X)
-        n = len(x)
+        n, self._map = len(x), cast(Nystrom | None, None)
         if self.method == "mean":
             left = self._mean(x)
         elif n <= EXACT_ROWS and held(n, 4):
@@ -84,7 +84,7 @@ class KernelNovelty(OutlierMixin, GramEstimator):
     def _whole(self, x: Tensor) -> Tensor:
         k = self._gram(x, 1, 2).dense().clone()
         k.diagonal().add_(self.alpha)
-        self._points, self._map, self._lower = x, None, Cholesky().factor(k).lower
+        self._points, self._lower = x, Cholesky().factor(k).lower
         return 1 / torch.cholesky_inverse(self._lower).diagonal() - self.alpha
 
     def _landmarks(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,11 +92,13 @@ class KernelNovelty(OutlierMixin, GramEstimator):
         n = len(x)
         rank = max(1, min(int(self.rank), n // 2, int((memory_budget() / 64) ** 0.5)))
         at = uniform_landmarks(x, rank, generator)
-        self._points, self._map = x[at], Nystrom(self.kernel_, x[at])
+        self._points = x[at]
+        features = Nystrom(self.kernel_, x[at])
+        self._map = features
         gram = self.alpha * torch.eye(rank, dtype=torch.float64)
         for part in x.split(self._rows(rank)):
-            features = self._map.features(part)
-            gram.addmm_(features.mT, features)
+            phi = features.features(part)
+            gram.addmm_(phi.mT, phi)
         self._lower = Cholesky().factor(gram).lower
         rest = torch.ones(n, dtype=torch.bool)
         rest[at] = False
@@ -129,8 +131,6 @@ class KernelNovelty(OutlierMixin, GramEstimator):
     def _novelty(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "offset_")
         x = self._seen(X)
-        if not len(x):
-            return np.zeros(0)
         if self.method == "variance":
             beyond, inside = self._parts(x)
             found = beyond + inside

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.budget import memory_budget
-from mercer.errors import ConvergenceWarning, ShapeError
+from mercer.errors import ConvergenceWarning, DataError, ShapeError
 from mercer.learn.dual_pca import NEAR, Centred, Loss, climb, principal, robust_centre, starts, usual_threshold
 from mercer.learn.gram import GramEstimator, gaussian_by, median_distance, signs, top_eigenpairs
 from mercer.learn.plan import Plan
@@ -139,6 +139,8 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GramEstimator
             level = self.threshold or usual_threshold(self.loss, found, squares)
             steps, loss = found.iterations, Loss(self.loss, level, squares)
             found = climb(a, loss, found.basis[None], self.tolerance, self.max_iter)
+        if not bool(found.factors.any()):
+            raise DataError(f"threshold is {level}: no row of X has so large a projection; use a smaller one")
         self.n_iter_, self.threshold_ = steps + found.iterations, level
         if not found.converged:
             message = f"KernelPCA stopped after {found.iterations} steps while its space still turned by "
