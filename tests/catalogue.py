@@ -545,6 +545,7 @@ COVERED: dict[str, str] = {
     "linalg.Woodbury": _LIN + "woodbury_is_the_inverse",
     "learn.KernelRidge": _LEARN + "ridge_agrees_with_scikit_learn",
     "learn.GaussianProcessRegressor": _LEARN + "process_agrees_with_scikit_learn",
+    "learn.MultitaskGaussianProcess": "tests/test_process.py::test_predictions_for_tasks_are_those_of_one_large_gaussian",
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
     "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
     "learn.SpectralRegressor": "tests/test_spectral.py::test_every_filter_is_the_algorithm_it_names",
