@@ -53,6 +53,11 @@ class _Pairs:
     def weights(self, h: Filter, level: float) -> Tensor:
         return self.turn @ (gain(h, self.values, level)[:, None] * self.coefficients)
 
+    def missed(self, moment: Tensor, right: Tensor, squares: float, h: Filter, level: float) -> float:
+        """Mean over outputs of the squares that these weights miss on rows known by their sums."""
+        w = self.weights(h, level)
+        return (squares - 2 * float((w * right).sum()) + float((w * (moment @ w)).sum())) / w.shape[1]
+
 
 def _best(levels: list[float], left_out: Tensor, y: Tensor) -> tuple[int, list[float]]:
     """(the level of least error, the errors) of left-out predictions `levels n c`."""
@@ -64,7 +69,7 @@ def _fold(n: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator) % min(FOLDS, n)
 
 
-def _all_pairs(k: Tensor, y: Tensor, weight: Tensor) -> _Pairs:
+def every_pair(k: Tensor, y: Tensor, weight: Tensor) -> _Pairs:
     """Of R K R, R^2 the weights of rows: f = K R u g(lambda) u^T R y."""
     root = weight.sqrt()[:, None]
     values, vectors = torch.linalg.eigh(root * k * root.mT)
@@ -82,7 +87,7 @@ def eigh(
     rows, with sum 1. Source [rasmussen2006, eq. 5.12].
     """
     k = kernel.block(x, x)
-    pairs = _all_pairs(k, y, weight)
+    pairs = every_pair(k, y, weight)
     levels = choose(float(pairs.values[-1]), False)
     left_out = y.new_empty(len(levels), *y.shape)
     if ridge:  # (K + level / weight)^-1 = R u (lambda + level)^-1 u^T R
@@ -94,7 +99,7 @@ def eigh(
         fold = _fold(len(x), generator)
         for f in range(int(fold.max()) + 1):
             rest, out = (fold != f).nonzero()[:, 0], (fold == f).nonzero()[:, 0]
-            part = _all_pairs(k[rest][:, rest], y[rest], weight[rest] / weight[rest].sum())
+            part = every_pair(k[rest][:, rest], y[rest], weight[rest] / weight[rest].sum())
             left_out[:, out] = part.seen(k[out][:, rest] @ part.turn, h, levels)
     best, errors = _best(levels, left_out, y)
     return Found(x, pairs.weights(h, levels[best]), left_out[best], levels[best], levels, errors)
@@ -111,6 +116,7 @@ def features(
     fold = _fold(n, generator)
     folds, size = int(fold.max()) + 1, block_rows(len(z))
     moment, right, mass = y.new_zeros(folds, len(z), len(z)), y.new_zeros(folds, len(z), y.shape[1]), y.new_zeros(folds)
+    squares = [float((weight[fold == f, None] * y[fold == f].square()).sum()) for f in range(folds)]
 
     def phi(rows: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(factor.lower, kernel.block(z, x[rows]), upper=False).mT
@@ -130,15 +136,17 @@ def features(
 
     all_pairs = pairs(moment.sum(0), right.sum(0), mass.sum())
     levels = choose(float(all_pairs.values[-1]), False)
-    left_out = y.new_empty(len(levels), *y.shape)
-    for f in range(folds):
-        part = pairs(moment.sum(0) - moment[f], right.sum(0) - right[f], mass.sum() - mass[f])
+    parts = [pairs(moment.sum(0) - moment[f], right.sum(0) - right[f], mass.sum() - mass[f]) for f in range(folds)]
+    errors = [sum(part.missed(moment[f], right[f], squares[f], h, a) for f, part in enumerate(parts)) for a in levels]
+    best = min(range(len(levels)), key=errors.__getitem__)
+    left_out = torch.empty_like(y)
+    for f, part in enumerate(parts):
+        inner = part.weights(h, levels[best])
         for rows in held[f]:
-            left_out[:, rows] = part.seen(phi(rows) @ part.turn, h, levels)
-    best, errors = _best(levels, left_out, y)
+            left_out[rows] = phi(rows) @ inner
     inner = all_pairs.weights(h, levels[best])
     weights = torch.linalg.solve_triangular(factor.lower.mT, inner, upper=True)
-    return Found(z, weights, left_out[best], levels[best], levels, errors, jitter=factor.jitter)
+    return Found(z, weights, left_out, levels[best], levels, errors, jitter=factor.jitter)
 
 
 class _Krylov:

@@ -18,11 +18,12 @@ from mercer.learn import filters
 from mercer.learn import plan as planning
 from mercer.learn.regress import KernelRegressor
 from mercer.learn.solve import LOOSE, Fitted
-from mercer.learn.spectra import TOLERANCE, Found, eigh, features, krylov
+from mercer.learn.spectra import MOST, TOLERANCE, Found, eigh, features, krylov
 from mercer.learn.tune import Clock
 
 SOLVERS = ("eigh", "lanczos", "features")
 EIGH_ROWS = 2000  # eigenpairs of this many rows, and of the folds, take some seconds
+EIGH = 1e-9  # seconds of all that for each cubed row
 LEVELS, SPAN, COARSE = 61, 1e-12, 1e-6  # levels tried, down to this share of the largest eigenvalue; in float32
 CENTRES = 1000  # of the features
 
@@ -71,14 +72,17 @@ class SpectralRegressor(KernelRegressor):
 
     def _choose(self, kernel: Kernel, x: Tensor, outputs: int, clock: Clock) -> planning.Plan:
         n, budget = len(x), memory_budget()
-        whole = 8 * 5 * n * n
-        if self.solver == "eigh" or (self.solver is None and n <= EIGH_ROWS and whole <= budget):
+        whole, krylov_space = 8 * 5 * n * n, 8 * n * 7 * outputs * MOST
+        slow = clock.seconds is not None and n > 500 and n**3 * EIGH > max(clock.seconds - clock.used(), 1.0)
+        if self.solver == "eigh" or (self.solver is None and n <= EIGH_ROWS and whole <= budget and not slow):
             return planning.Plan("eigh", n, memory=whole)
+        lazy = planning.Plan("lanczos", n, memory=krylov_space)
         if self.solver == "lanczos":
-            return planning.Plan("lanczos", n, memory=8 * n * 5 * outputs * 60)
+            return lazy
         plan = super()._choose(kernel, x, outputs, clock) if self.solver is None else None
-        if plan is not None and plan.algorithm in ("cholesky", "cg") and self.filter != "cutoff":
-            return planning.Plan("lanczos", n, memory=8 * n * 5 * outputs * 60)  # Lanczos is slow to find an edge
+        affordable = plan is not None and plan.algorithm in ("cholesky", "cg") and krylov_space <= budget
+        if affordable and self.filter != "cutoff":  # Lanczos is slow to find an edge
+            return lazy
         m = int(min(CENTRES, n, max(100, (budget / 128) ** 0.5)))
         return planning.Plan("features", n, landmarks=m, memory=8 * 12 * m * m)
 

@@ -129,15 +129,17 @@ class _Transformed(BaseEstimator, ABC):
         r = min(self.rank or RANK, n) if solver == "pca" else 0
         how = {
             "eigh": f"all eigenpairs of {n:,} rows",
-            "pca": f"{r:,} leading eigenpairs of {n:,} rows, the last transformed to {best.tail:.1e} of the first",
+            "pca": f"{r:,} leading eigenpairs of {n:,} rows to a residual of {best.residual:.1e}, "
+            f"the last transformed to {best.tail:.1e} of the first",
             "products": f"products with the kernel of {n:,} rows, {best.steps} CG iterations",
         }[solver]
         chosen = "chosen by left-out labelled rows" if judged else "the usual or the given: too few labels to choose"
         sentence = f"{how}; {labelled:,} labelled; alpha {best.alpha:g}, strength {best.transform.strength:g}: {chosen}"
         memory = {"eigh": 32 * n * n, "pca": 32 * n * (r + 10), "products": 64 * n * min(labelled, COLUMNS)}[solver]
         return Plan(
-            solver, n, r, iterations=best.steps, seconds=seconds, memory=memory, sentence=f"{sentence}, {seconds:.1f} s"
-        )
+            solver, n, r, residual=best.residual, iterations=best.steps, seconds=seconds, memory=memory,
+            sentence=f"{sentence}, {seconds:.1f} s",
+        )  # fmt: skip
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "kernel_")

@@ -25,6 +25,7 @@ NEIGHBOUR, SAMPLE = 7, 1000  # the neighbour whose median distance is the length
 STRENGTHS: dict[str, Sequence[float]] = {"inverse_laplacian": (0.0, 0.9, 0.99, 0.999), "power": (1, 2, 4, 8, 16, 32)}
 ALPHAS = tuple(10.0**p for p in range(-4, 2))
 TOLERANCE, STEPS = 1e-8, 500  # of CG on the labelled rows
+COUNT = 0.01  # of the largest s: eigenpairs whose residual counts
 PASSES = 8  # of random subspaces, which find the leading eigenpairs
 
 
@@ -128,6 +129,7 @@ class Ridge:
     error: float
     unit: float  # of alpha
     tail: float = 0.0
+    residual: float = 0.0
     steps: int = 0
 
 
@@ -158,12 +160,13 @@ class Pairs:
         self.n = len(spread.x)
         if rank is None or rank >= self.n:
             values, self.vectors = torch.linalg.eigh(spread.dense())
+            residuals = torch.zeros_like(values)
         else:
             found = randomised_eigenpairs(spread, rank, passes=PASSES, generator=generator)
-            values, self.vectors = found.values, found.vectors
+            values, self.vectors, residuals = found.values, found.vectors, found.residuals
         least = self.n * torch.finfo(values.dtype).eps * float(values.max())
         kept = values > least
-        self.values, self.vectors = values[kept], self.vectors[:, kept]
+        self.values, self.vectors, self.residuals = values[kept], self.vectors[:, kept], residuals[kept]
         self.cut = rank is not None and rank < self.n
 
     def solve(self, transform: Transform, at: Tensor, y: Tensor, alphas: Sequence[float], judged: bool) -> Ridge:
@@ -181,7 +184,8 @@ class Pairs:
         a = _inverse(p, root.square(), y, alpha)
         weights = self.vectors @ ((s / self.values)[:, None] * (own.mT @ a)) / scale
         tail = float(s[self.values.argmin()] / s.max()) if self.cut else 0.0
-        return Ridge(weights, transform, alpha, error, scale, tail)
+        residual = float(self.residuals[s >= COUNT * s.max()].max() / self.values.max())
+        return Ridge(weights, transform, alpha, error, scale, tail, residual)
 
 
 def _unit(diagonal: Tensor, common: Tensor) -> float:
