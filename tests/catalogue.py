@@ -548,6 +548,8 @@ COVERED: dict[str, str] = {
     "learn.MultitaskGaussianProcess": "tests/test_process.py::test_predictions_for_tasks_are_those_of_one_large_gaussian",
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
     "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
+    "learn.RecursiveFeatureClassifier": "tests/test_rfm.py::test_a_classifier_learns_directions_too",
+    "learn.RecursiveFeatureMachine": "tests/test_rfm.py::test_directions_are_found_and_held_out_rows_choose_the_round",
     "learn.SpectralRegressor": "tests/test_spectral.py::test_every_filter_is_the_algorithm_it_names",
     "learn.TransformedKernelRidge": "tests/test_spectral.py::test_inductive_is_the_transductive_closed_form",
     "learn.TransformedKernelClassifier": "tests/test_spectral.py::test_unlabelled_rows_beat_any_ridge",

@@ -8,12 +8,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mercer import kernels
 from mercer.errors import ShapeError, StructureError
 from mercer.kernels import Gaussian, Laplace, Linear, Matern, Metric
+from mercer.learn import (
+    GaussianProcessRegressor,
+    KernelClassifier,
+    KernelRidge,
+    RecursiveFeatureClassifier,
+    RecursiveFeatureMachine,
+)
+from mercer.learn import metric as learned
 from mercer.learn.gradients import agop
+from mercer.learn.metric import Data, Recursion, metric_of, parted, sharpened, stretched
 from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.tune import Clock
 
 
 def draws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -106,3 +117,154 @@ def test_kernels_in_a_metric_are_saved_as_numbers() -> None:
         inner["matrix"] = wrong
         with pytest.raises(StructureError, match="saved metric"):
             from_spec(spec)
+
+
+def rotated(n: int, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x, y, the d 2 directions that y depends on, orthonormal and no columns): noise 0.1 beside a deviation of 0.9."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(n, d))
+    turn = np.linalg.qr(random.normal(size=(d, d)))[0][:, :2]
+    u, v = (x @ turn).T
+    return x, np.sin(2 * u) + 0.5 * v**2 + 0.1 * random.normal(size=n), turn
+
+
+QUICK = {"iterations": 1, "metric": "diagonal"}  # fewer numbers to learn, so fewer folds learn anew
+
+
+@parametrize_with_checks([RecursiveFeatureMachine(**QUICK), RecursiveFeatureClassifier(alpha=0.1, **QUICK)])
+def test_scikit_learn_checks(estimator, check) -> None:
+    check(estimator)
+
+
+def test_a_round_by_hand() -> None:
+    """One round in numpy: solve, sum slopes by loops, take the root of the sum, keep the mean distance."""
+    x, y, _ = rotated(80, 3)
+    held, held_y, _ = rotated(20, 3, 1)
+    data = Data(*(torch.tensor(v) for v in (x, y[:, None], held, held_y[:, None])))
+    run = Recursion(data, True, 100, Clock.of(None), 0, 1e-9, search=False)
+    stages = list(run.rounds(Gaussian(1.5).requires_grad_(False), 0.1, 1))
+    scale = float(stages[0].kernel.lengthscale)  # left-out rows chose it, of 1.5 and its neighbours on the grid
+    assert scale in [pytest.approx(1.5 * f) for f in (1.0, 0.7, 1 / 0.7)]
+
+    def gram(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * scale**2))
+
+    weights = np.linalg.solve(gram(x, x) + 0.1 * np.eye(80), y)
+    np.testing.assert_allclose(stages[0].errors.numpy(), (gram(held, x) @ weights - held_y) ** 2, atol=1e-9)
+    slopes = -((x[:, None] - x[None]) * (gram(x, x) * weights)[..., None]).sum(1) / scale**2
+    values, vectors = np.linalg.eigh(slopes.T @ slopes / 80)
+    wanted = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    found = metric_of(stages[1].kernel, 3).numpy()
+    np.testing.assert_allclose(found / np.trace(found), wanted / np.trace(wanted), atol=1e-9)
+    base, matrix = parted(stages[1].kernel, 3)
+    points = torch.tensor(x)
+    ratio = torch.cdist(points @ matrix, points @ matrix).mean() / (torch.cdist(points, points).mean() / scale)
+    assert float(ratio) in [pytest.approx(f) for f in (1.0, 0.7, 1 / 0.7)] and float(base.lengthscale) == 1.0
+
+
+def test_directions_are_found_and_held_out_rows_choose_the_round() -> None:
+    x, y, turn = rotated(900)
+    plain, machine, columns = (
+        RecursiveFeatureMachine(random_state=0, **kind).fit(x[:500], y[:500])
+        for kind in ({"iterations": 0}, {"iterations": 4}, {"iterations": 4, "metric": "diagonal"})
+    )
+    scores = [model.score(x[500:], y[500:]) for model in (plain, machine, columns)]
+    assert scores[1] > max(scores[0] + 0.12, scores[2] + 0.04), scores
+    assert machine.iteration_ == int(np.argmin(machine.history_)) > 0 and len(machine.history_) == 5
+    vectors = np.linalg.eigh(machine.metric_)[1]
+    own = vectors[:, -2:] * machine.scaler_.scale[:, None] ** -1  # in the columns as they came
+    angle = np.linalg.svd(np.linalg.qr(own)[0].T @ turn)[1].min()
+    assert angle > math.cos(math.radians(10)), angle
+    assert (
+        machine.metric_.shape == (6, 6) and np.count_nonzero(columns.metric_ - np.diag(np.diag(columns.metric_))) == 0
+    )
+    low, high = machine.predict_interval(x[500:])
+    assert 0.84 < np.mean((low <= y[500:]) & (y[500:] <= high)) < 0.96  # 400 rows: 3 deviations are 4.5 %
+
+
+def test_the_diagonal_metric_finds_columns() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 8))
+    y = np.stack([np.sin(2 * x[:, 1]), x[:, 1] * x[:, 4]], 1) + 0.05 * random.normal(size=(400, 2))
+    model = RecursiveFeatureMachine(metric="diagonal", iterations=4, random_state=0).fit(x[:300], y[:300])
+    relevance = np.diag(model.metric_)
+    assert set(np.argsort(relevance)[-2:]) == {1, 4} and relevance[[1, 4]].min() > 4 * np.sort(relevance)[-3]
+    assert model.predict(x[300:]).shape == (100, 2) and model.score(x[300:], y[300:]) > 0.9
+    again = RecursiveFeatureMachine.from_state(*model.get_state())
+    np.testing.assert_array_equal(again.predict(x[300:]), model.predict(x[300:]))
+    np.testing.assert_array_equal(again.metric_, model.metric_)
+    assert again.history_ == model.history_ and again.iteration_ == model.iteration_
+
+
+def test_a_classifier_learns_directions_too() -> None:
+    x, y, _ = rotated(900)
+    labels = np.array(["low", "mid", "high"])[np.digitize(y, np.quantile(y, [0.33, 0.67]))]
+    plain, machine = (
+        RecursiveFeatureClassifier(iterations=k, random_state=0).fit(x[:500], labels[:500]) for k in (0, 4)
+    )
+    assert machine.score(x[500:], labels[500:]) > plain.score(x[500:], labels[500:]) + 0.08
+    chances = machine.predict_proba(x[500:])
+    np.testing.assert_allclose(chances.sum(1), 1)
+    assert machine.metric_.shape == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [({"metric": "half"}, "metric is 'half'"), ({"power": 0}, "power is 0"), ({"iterations": -1}, "iterations is -1")],
+)
+def test_what_a_machine_cannot_take_is_named(wrong: dict, match: str) -> None:
+    x, y, _ = rotated(20)
+    with pytest.raises(ValueError, match=match):
+        RecursiveFeatureMachine(**wrong).fit(x, y)
+
+
+def tried(x: np.ndarray, y: np.ndarray, kernel: kernels.Kernel, noise: float = 0.1) -> tuple[kernels.Kernel, float]:
+    points, goal = torch.tensor(x), torch.tensor(y)[:, None] / float(y.std())
+    generator = torch.Generator().manual_seed(0)
+    return sharpened(kernel, noise, points, goal, goal, None, Clock.of(None), generator, 1e-6)
+
+
+def test_a_metric_is_kept_where_held_out_rows_surely_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "LEAST_ROWS", 400)
+    x, y, _ = rotated(400)
+    start = Matern(2.5, torch.full((6,), 3.0)).requires_grad_(False)
+    found, noise = tried(x, y, start)
+    assert learned.directions(found) == 6 and noise >= 1e-6
+    again, same = tried(x, y, start)
+    torch.testing.assert_close(metric_of(again, 6), metric_of(found, 6), rtol=0, atol=0)
+    assert noise == same
+    line = np.sin(2 * x[:, 0]) + 0.3 * np.random.default_rng(1).normal(size=400)  # columns are the directions
+    ard = Matern(2.5, torch.tensor([1.0, *[300.0] * 5])).requires_grad_(False)
+    assert tried(x, line, ard) == (ard, 0.1)
+    assert tried(x[:399], y[:399], start) == (start, 0.1)  # too few rows
+    monkeypatch.setattr(learned, "SURE", 1e9)
+    assert tried(x, y, start)[0] is start
+
+
+def test_a_kernel_of_columns_gives_way_to_one_that_can_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "LEAST_ROWS", 400)
+    x, y, _ = rotated(400)
+    found, _ = tried(x, y, Laplace(torch.full((6,), 8.0)).requires_grad_(False))
+    assert isinstance(parted(found, 6)[0], Matern) and learned.directions(found) == 6
+
+
+def test_stretching_divides_distances() -> None:
+    x = draws(5, 4)
+    for kernel in (Gaussian(1.3), Matern(1.5, torch.ones(4)).warp(Metric(TURN)), Linear().warp(Metric(TURN))):
+        torch.testing.assert_close(stretched(kernel, 2.0).block(x, x), kernel.block(x / 2, x / 2))
+
+
+@pytest.mark.parametrize("kind", [KernelRidge, GaussianProcessRegressor, KernelClassifier])
+def test_every_learner_takes_the_metric(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "LEAST_ROWS", 300)
+    x, y, _ = rotated(800)
+    y = np.digitize(y, [0.5]) if kind is KernelClassifier else y
+    model = kind(random_state=0).fit(x[:500], y[:500])
+    assert learned.directions(model.kernel_) == 6 and "in a learned metric of 6 directions" in model.plan_.sentence
+    again = kind.from_state(*model.get_state())
+    np.testing.assert_array_equal(again.predict(x[500:]), model.predict(x[500:]))
+    if kind is KernelRidge:
+        monkeypatch.setattr(learned, "LEAST_ROWS", 10**9)
+        plain = kind(random_state=0).fit(x[:500], y[:500])
+        assert learned.directions(plain.kernel_) == 0
+        assert model.score(x[500:], y[500:]) > plain.score(x[500:], y[500:]) + 0.02

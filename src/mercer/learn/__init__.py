@@ -11,6 +11,7 @@ from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.novelty import KernelNovelty
 from mercer.learn.pca import KernelPCA
 from mercer.learn.process import GaussianProcessRegressor
+from mercer.learn.rfm import RecursiveFeatureClassifier, RecursiveFeatureMachine
 from mercer.learn.ridge import KernelRidge
 from mercer.learn.spectral import SpectralRegressor
 from mercer.learn.transformed import TransformedKernelClassifier, TransformedKernelRidge
@@ -31,6 +32,8 @@ __all__ = [
     "LocalConformal",
     "MultitaskGaussianProcess",
     "NeighbourRidge",
+    "RecursiveFeatureClassifier",
+    "RecursiveFeatureMachine",
     "SpectralRegressor",
     "TransformedKernelClassifier",
     "TransformedKernelRidge",

@@ -27,6 +27,7 @@ from mercer.learn.centres import falkon, normal
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
 from mercer.learn.likelihood import LEAST
+from mercer.learn.metric import directions, sharpened
 from mercer.learn.refine import ROWS, refine
 from mercer.learn.screen import screened
 from mercer.learn.solve import FLOOR, LOOSE, Fitted, exact, whole
@@ -138,16 +139,19 @@ class KernelEstimator(BaseEstimator, ABC):
         if isinstance(kernel, Scaled) and profile < self._profile:
             scale = float(kernel.variance.detach())
             kernel, noise, self._within = kernel.kernel, noise / scale, within / scale
-        if given is not None or not self._profile:
+        if given is None and self._profile:
+            many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
+            rows = torch.randperm(len(x), generator=generator)[:ROWS]
+            others = found.known[:KNOWN] if profile else self._known[:KNOWN]
+            share = self._share(noise)
+            kernel, noise = refine(
+                kernel, noise, x[rows], y[rows], self._judge, clock, least, many, others,
+                share=None if share is None else share[rows], truth=self._truth[rows],
+            )  # fmt: skip
+        if given is not None or not mine:
             return kernel, noise
-        many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
-        rows = torch.randperm(len(x), generator=generator)[:ROWS]
-        others = found.known[:KNOWN] if profile else self._known[:KNOWN]
-        share = self._share(noise)
-        return refine(
-            kernel, noise, x[rows], y[rows], self._judge, clock, least, many, others,
-            share=None if share is None else share[rows], truth=self._truth[rows],
-        )  # fmt: skip
+        least, share = max(least, FLOOR), self._share(noise)
+        return sharpened(kernel, noise, x, y, self._truth, share, clock, generator, least, self.progress)
 
     def _goal(self, means: Tensor, drawn: Tensor) -> Tensor:
         """What left-out predictions are judged against: the mean of y at each place, or the y of a row drawn there."""
@@ -230,8 +234,9 @@ class KernelEstimator(BaseEstimator, ABC):
         self._points, self._weights, self._factor = fitted.points, fitted.weights, fitted.factor
         steps, hasty = self._learning
         done = dataclasses.replace(
-            fitted.plan, seconds=clock.used(), interrupted=clock.interrupted, steps=steps, hasty=hasty, error=error
-        )
+            fitted.plan, seconds=clock.used(), interrupted=clock.interrupted, steps=steps, hasty=hasty, error=error,
+            directions=directions(kernel),
+        )  # fmt: skip
         self.plan_ = dataclasses.replace(done, sentence=planning.sentence(done))
         log.info("%s: %s", type(self).__name__, self.plan_.sentence)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor
 from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 from mercer.learn.calibrate import Calibration, log_chances
+from mercer.learn.metric import stretched
 from mercer.learn.tune import UNTOLD, Clock, one_thread
 from mercer.learn.unseen import spread
 
@@ -64,15 +63,6 @@ class _Features:
             found = torch.cat([(kernel.block(part, z) @ base).float() for part in x.split(BLOCK)])
             turn = torch.linalg.eigh((found.mT @ found).double())[1]
             return cls(kernel, z, base @ turn), (found @ turn.float()).numpy()
-
-
-def _stretched(kernel: Kernel, factor: float) -> Kernel:
-    found = copy.deepcopy(kernel)
-    with torch.no_grad():
-        for name, p in found.named_parameters():
-            if name.endswith("log_lengthscale"):
-                p.add_(math.log(factor))
-    return found
 
 
 def solve(f: np.ndarray, codes: np.ndarray, classes: int, penalty: float, start: np.ndarray, steps: int) -> np.ndarray:
@@ -129,7 +119,7 @@ def _search(
     soft = any(name.endswith("log_lengthscale") for name, _ in kernel.named_parameters())
     best, chosen, first = float("inf"), (kernel, FIRST), FIRST
     for factor in STRETCH if soft else STRETCH[:1]:
-        variant = _stretched(kernel, factor)
+        variant = stretched(kernel, factor)
         _, f = _Features.of(variant, x, x[:FEW])
         starts = [np.zeros((f.shape[1] + 1, classes))] * tried
         before, own, penalty = float("inf"), float("inf"), first

@@ -27,7 +27,7 @@ class Plan:
     """What a fit did. memory: planned peak bytes; seconds: of the whole fit; sentence: all of it in words.
 
     steps: gradients that the kernel was learned by; hasty: whether time allowed hardly any; error: mean square of
-    what left-out rows were missed by, in units of the target's deviation.
+    what left-out rows were missed by, in units of the target's deviation. directions: of a learned metric, 0: none.
 
     algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (kernel centres), "falkon" (many of them, by CG);
     of SpectralRegressor "eigh", "lanczos" or "features".
@@ -46,6 +46,7 @@ class Plan:
     steps: int = 0
     hasty: bool = False
     error: float = 0.0
+    directions: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON-able values."""
@@ -140,7 +141,8 @@ def sentence(plan: Plan) -> str:
     }[plan.algorithm]
     steps = f", {plan.iterations} iterations to a residual of {plan.residual:.1e}" if plan.iterations else ""
     jitter = f", jitter {plan.jitter:.1e}" if plan.jitter else ""
+    metric = f", in a learned metric of {plan.directions} directions" if plan.directions else ""
     early = "; learning was interrupted and the best kernel so far was kept" if plan.interrupted else ""
     if plan.hasty:
         early += f"; lengthscales hardly learned: there was time for {plan.steps} steps, give more"
-    return f"{how}{steps}{jitter}, {plan.memory / 2**20:,.0f} MiB planned, {plan.seconds:.1f} s{early}"
+    return f"{how}{metric}{steps}{jitter}, {plan.memory / 2**20:,.0f} MiB planned, {plan.seconds:.1f} s{early}"
