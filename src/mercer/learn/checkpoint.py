@@ -21,11 +21,22 @@ EVERY = 5.0  # seconds between two savings: what a kill may cost
 FORMAT = 1
 
 
+def _named(value: Any) -> str:
+    """An argument in words that are the same in every process."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        return f"{array.shape} {array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, torch.nn.Module):
+        return f"{value!r} {[p.tolist() for p in value.state_dict().values()]}"
+    return type(value).__name__ if isinstance(value, np.random.RandomState) else repr(value)
+
+
 def digest(estimator: Any, rows: Rows) -> str:
     """What tells one fit from another: the estimator, its arguments, the size of the table and a sample of it."""
-    skip = {"checkpoint", "progress", "epochs", "time_budget"}  # more patience is no other fit
-    arguments = {k: repr(v) for k, v in estimator.get_params(deep=False).items() if k not in skip}
-    found = hashlib.sha256(json.dumps([type(estimator).__name__, arguments, rows.x.shape]).encode())
+    skip = {"checkpoint", "progress", "epochs", "max_iterations", "time_budget"}  # more patience is no other fit
+    arguments = {k: _named(v) for k, v in estimator.get_params(deep=False).items() if k not in skip}
+    kind = [type(estimator).__name__, arguments, rows.x.shape, str(rows.x.dtype)]
+    found = hashlib.sha256(json.dumps(kind).encode())
     at = rows.sample(1000)
     found.update(np.ascontiguousarray(rows.x[at]).tobytes())
     if rows.y is not None:

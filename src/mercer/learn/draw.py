@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from mercer.errors import StructureError
 from mercer.kernel import Kernel
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.ridge import KernelRidge
 from mercer.learn.rows import SAMPLE, Rows
+from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target
 from mercer.learn.tune import defaults
 
@@ -31,6 +33,27 @@ class Start:
     scaler: Scaler
     common: Scaler
     target: Target
+
+    def plain(self) -> dict[str, Any]:
+        """The same as JSON-able values; of a kernel that is code, its numbers only."""
+        try:
+            kernel = to_spec(self.kernel)
+        except StructureError:
+            kernel = {"numbers": {name: value.tolist() for name, value in self.kernel.state_dict().items()}}
+        scales = [[s.centre.tolist(), s.scale.tolist()] for s in (self.scaler, self.common, self.target)]
+        return {"kernel": kernel, "noise": self.noise, "scales": scales}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any], kernel: Kernel | None) -> Start:
+        """What `plain` described. kernel: that of the caller, whose code it brings."""
+        if "numbers" not in plain["kernel"]:
+            found = from_spec(plain["kernel"])
+        else:
+            found = copy.deepcopy(cast(Kernel, kernel))
+            numbers = {name: torch.tensor(value) for name, value in plain["kernel"]["numbers"].items()}
+            found.load_state_dict(numbers)
+        scaler, common, target = ([np.array(v, dtype=np.float64) for v in each] for each in plain["scales"])
+        return cls(found.requires_grad_(False), plain["noise"], Scaler(*scaler), Scaler(*common), Target(*target))
 
 
 def drawn(keep: np.ndarray, many: int, seed: int) -> np.ndarray:

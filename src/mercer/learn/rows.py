@@ -17,6 +17,12 @@ STRETCH, PARTS = 64, 10_000  # rows read together where the order is shuffled; a
 SAMPLE = 20_000  # rows that stand for all where a scale or a digest is needed
 
 
+def _sound(block: np.ndarray) -> bool:
+    """Whether the sum is finite, which is cheap to ask; where it overflowed the numbers themselves decide."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(block.sum()))
+
+
 class Rows:
     """x: n d and y: n c or None, arrays in memory or memory-mapped; nothing is copied but the block at hand.
 
@@ -54,7 +60,7 @@ class Rows:
     def take(self, at: np.ndarray | slice) -> np.ndarray:
         """Rows of x, `... d` float64."""
         found = np.array(self.x[at], dtype=np.float64)
-        if not np.isfinite(found.sum()):
+        if not _sound(found):
             self._refuse(found, "X", at)
         return found
 
@@ -63,7 +69,7 @@ class Rows:
         if self.y is None:
             raise DataError("these rows have no y")
         found = np.array(self.y[at], dtype=np.float64).reshape(-1, 1 if self.y.ndim == 1 else self.y.shape[1])
-        if not np.isfinite(found.sum()):
+        if not _sound(found):
             self._refuse(found, "y", at)
         return found
 
@@ -80,8 +86,10 @@ class Rows:
 
     def refuse_gaps(self) -> None:
         """Look through all rows once, before hours are spent. Raises DataError at the first NaN or infinity."""
-        for start in range(0, len(self), SAMPLE):
-            self.take(slice(start, start + SAMPLE))
+        for block in self.blocks(SAMPLE):
+            self.take(block)
+            if self.y is not None and self.y.dtype.kind in "fiu":
+                self.targets(block)
 
     def sample(self, many: int = SAMPLE) -> np.ndarray:
         """Places of at most so many rows, evenly spread, in order."""

@@ -65,11 +65,18 @@ class Rates:
 
 def _machine() -> dict[str, str | int]:
     return {
-        "format": FORMAT, "mercer": version("mercer"), "torch": torch.__version__, "core": library.wanted(),
+        "format": FORMAT, "mercer": _installed(), "torch": torch.__version__, "core": library.wanted(),
         "processor": _processor(),
     }  # fmt: skip
 
 
+@functools.cache
+def _installed() -> str:
+    """Found among files, as slowly as a small product runs."""
+    return version("mercer")
+
+
+@functools.cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

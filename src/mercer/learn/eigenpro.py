@@ -1,0 +1,283 @@
+"""EigenProRegressor and EigenProClassifier: kernel models trained by preconditioned stochastic gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, RegressorMixin
+from torch import Tensor
+
+from mercer.errors import DataError
+from mercer.learn.base import CALIBRATION
+from mercer.learn.calibrate import Calibration, log_chances
+from mercer.learn.classify import encoded
+from mercer.learn.conformal import LocalConformal
+from mercer.learn.descent import Logistic, Loss, Squared
+from mercer.learn.draw import Start, begin, memberships
+from mercer.learn.preconditioned import EigenProEstimator
+from mercer.learn.regress import as_given
+from mercer.learn.rows import Rows
+from mercer.learn.table import Target
+
+FIRM = {"log": 0.0, "squared": 1.0}  # logarithm of the temperature that few held-out rows are drawn to
+
+
+class EigenProRegressor(RegressorMixin, EigenProEstimator):
+    """Kernel least squares by preconditioned SGD over a stream of rows: f(x) = k(x, centres) w, no ridge.
+
+    kernel, learn, standardize: as in KernelRidge, learned on a draw. centres: None, every row; how many rows to draw;
+    or an array `p d`. rank: directions made flat; subsample: rows that show them; batch_size, step_size (for the mean
+    gradient): all found from eigenvalues when None. epochs: at most. validation_fraction: of rows (at most 20,000)
+    held out, which stop the descent after `patience` epochs without gain, and tell intervals.
+    time_budget: seconds, soft. checkpoint: a file from which a killed fit goes on. progress, random_state.
+    Fitted: kernel_, epochs_, history_ (epoch, error in scaled units, seconds), stopped_ ("patience", "converged",
+    "epochs", "time", "interrupted", "diverged"), batch_size_, step_size_.
+    Cost: 2 n p kernel values an epoch; memory p (d + rank) and 8 p^2 bytes to 3,000 centres, none for rows unless
+    they are centres. Error: no noise remains, but directions of tiny eigenvalues take many epochs.
+    Source [ma2019], [abedsoltan2023].
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        centres: Any = None,
+        *,
+        rank: int | None = None,
+        subsample: int = 2000,
+        batch_size: int | None = None,
+        step_size: float | None = None,
+        epochs: int = 20,
+        validation_fraction: float = 0.1,
+        patience: int = 3,
+        learn: bool = True,
+        standardize: bool | None = None,
+        time_budget: float | None = None,
+        checkpoint: Any = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.centres, self.rank, self.subsample = kernel, centres, rank, subsample
+        self.batch_size, self.step_size, self.epochs = batch_size, step_size, epochs
+        self.validation_fraction, self.patience = validation_fraction, patience
+        self.learn, self.standardize, self.time_budget = learn, standardize, time_budget
+        self.checkpoint, self.progress, self.random_state = checkpoint, progress, random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any) -> EigenProRegressor:
+        """Learn from X: n d and y: n or n c, arrays, memory maps or tables; blocks of rows are copied, never all."""
+        rows = Rows.read(self, X, y, reset=True)
+        self._vector = rows.y is not None and rows.y.ndim == 1
+        self._fit(rows)
+        self.conformal_ = self._intervals()
+        return self
+
+    def partial_fit(self, X: Any, y: Any) -> EigenProRegressor:
+        """One pass over more rows. The first call learns the kernel and the scales; without `centres` rows are added.
+
+        Centres are drawn from the first rows, until there are as many as asked.
+        """
+        fresh = not hasattr(self, "kernel_")
+        rows = Rows.read(self, X, y, reset=fresh)
+        if fresh:
+            self._vector = rows.y is not None and rows.y.ndim == 1
+        elif rows.y is None or rows.y.size != len(rows) * self._weights.shape[1]:
+            raise DataError(f"y must have {self._weights.shape[1]} outputs, as in the first call")
+        self._partial(rows)
+        self.conformal_ = None
+        return self
+
+    def _begin(self, rows: Rows, keep: np.ndarray, seed: int) -> Start:
+        return begin(self, rows, keep, seed, self._seconds())
+
+    def _loss(self) -> Loss:
+        return Squared()
+
+    def _targets(self, rows: Rows, at: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.target_.forward(rows.targets(at)))
+
+    def _outputs(self, rows: Rows) -> int:
+        return rows.targets(slice(0, 1)).shape[1]
+
+    def _intervals(self) -> LocalConformal | None:
+        x, y = self._held
+        if not len(x):
+            return None
+        scores = self._scores(x)
+        seconds = None if self.time_budget is None else CALIBRATION * self.time_budget
+        local = LocalConformal(scale=False, random_state=0, time_budget=seconds)
+        return local.fit(self._local(x.double(), scores), y.numpy() - scores)
+
+    def _units(self, scores: np.ndarray) -> np.ndarray:
+        found = self.target_.back(scores)
+        return found[:, 0] if self._vector else found
+
+    def predict(self, X: Any) -> Any:
+        """Predictions for X: n d, of the shape of y; torch in, torch out."""
+        return as_given(X, self._units(self._all_scores(X)[1]))
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
+        """(lower, upper) that hold a new y with this chance, from the residuals of held-out rows.
+
+        Raises DataError when no rows were held out.
+        """
+        x, scores = self._all_scores(X)
+        if self.conformal_ is None:
+            self.conformal_ = self._intervals()
+        if self.conformal_ is None:
+            raise DataError("validation_fraction is 0: no rows were held out to tell how wide intervals must be")
+        low, high = self.conformal_.interval(scores, self._local(x.double(), scores), coverage)
+        return as_given(X, self._units(low)), as_given(X, self._units(high))
+
+    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""
+        values, arrays = self._state()
+        if self.conformal_ is None:
+            self.conformal_ = self._intervals()
+        values |= {"vector": self._vector, "conformal": None}
+        if self.conformal_ is not None:
+            values["conformal"], more = self.conformal_.get_state()
+            arrays |= {f"conformal.{key}": value for key, value in more.items()}
+        return values, arrays
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> EigenProRegressor:
+        """The fitted model that `get_state` described; constructor arguments are the defaults."""
+        found = cls()
+        found._restore(values, arrays)
+        found._vector, found.conformal_ = bool(values["vector"]), None
+        if values["conformal"] is not None:
+            part = {key.removeprefix("conformal."): a for key, a in arrays.items() if key.startswith("conformal.")}
+            found.conformal_ = LocalConformal.from_state(values["conformal"], part)
+        return found
+
+
+class EigenProClassifier(ClassifierMixin, EigenProEstimator):
+    """Kernel classifier by preconditioned SGD over a stream of rows, calibrated on held-out rows.
+
+    loss: "log", the logistic loss (softmax for more than two classes) around the log odds of the classes; or
+    "squared", least squares on class membership. All other parameters and costs as in EigenProRegressor, the outputs
+    being the classes (one for two classes). Fitted: classes_, calibration_, and what EigenProRegressor has.
+    Source [ma2019], [abedsoltan2023], [guo2017, sec. 4.2].
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        centres: Any = None,
+        *,
+        loss: str = "log",
+        rank: int | None = None,
+        subsample: int = 2000,
+        batch_size: int | None = None,
+        step_size: float | None = None,
+        epochs: int = 20,
+        validation_fraction: float = 0.1,
+        patience: int = 3,
+        learn: bool = True,
+        standardize: bool | None = None,
+        time_budget: float | None = None,
+        checkpoint: Any = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.centres, self.loss, self.rank, self.subsample = kernel, centres, loss, rank, subsample
+        self.batch_size, self.step_size, self.epochs = batch_size, step_size, epochs
+        self.validation_fraction, self.patience = validation_fraction, patience
+        self.learn, self.standardize, self.time_budget = learn, standardize, time_budget
+        self.checkpoint, self.progress, self.random_state = checkpoint, progress, random_state
+
+    def _check(self) -> None:
+        super()._check()
+        if self.loss not in FIRM:
+            raise ValueError(f"loss is {self.loss!r}; expected 'log' or 'squared'")
+
+    def fit(self, X: Any, y: Any) -> EigenProClassifier:
+        """Learn from X: n d and labels y: n. Raises DataError when there is one class only."""
+        rows = Rows.read(self, X, y, reset=True, classes=True)
+        self.classes_, self._codes = encoded(rows.y)
+        self._fit(rows, self._codes)
+        return self._calibrate()
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> EigenProClassifier:
+        """One pass over more rows; classes: all labels, at the first call, where its rows do not hold every one."""
+        fresh = not hasattr(self, "kernel_")
+        rows = Rows.read(self, X, y, reset=fresh, classes=True)
+        given = classes if fresh else self.classes_
+        self.classes_, self._codes = encoded(rows.y, given)
+        self._partial(rows, self._codes)
+        return self._calibrate()
+
+    def _calibrate(self) -> EigenProClassifier:
+        del self._codes
+        x, y = self._held
+        firm = FIRM[self.loss]
+        self.calibration_ = Calibration(float(np.exp(firm)), np.zeros(len(self.classes_)))
+        if len(x):
+            member = self.target_.back(y.numpy()) if self.loss == "squared" else y.numpy()
+            codes = (member[:, 0] > 0.5).astype(int) if member.shape[1] == 1 else member.argmax(1)
+            self.calibration_ = Calibration.fit(self._each_class(self._scores(x)), codes, firm)
+        return self
+
+    def _begin(self, rows: Rows, keep: np.ndarray, seed: int) -> Start:
+        many = len(self.classes_)
+        found = begin(self, rows, keep, seed, self._seconds(), self._codes, many)
+        if self.loss == "squared":
+            return found
+        share = (np.bincount(self._codes[keep], minlength=many) + 0.5) / (keep.sum() + 0.5 * many)
+        odds = np.log(share) if many > 2 else np.log(share[1:] / share[:1])
+        return dataclasses.replace(found, target=Target(odds, np.ones(len(odds))))  # log odds where f is zero
+
+    def _loss(self) -> Loss:
+        return Squared() if self.loss == "squared" else Logistic(torch.from_numpy(self.target_.centre))
+
+    def _targets(self, rows: Rows, at: np.ndarray) -> Tensor:
+        member = memberships(self._codes[at], len(self.classes_))
+        return torch.from_numpy(self.target_.forward(member) if self.loss == "squared" else member)
+
+    def _outputs(self, rows: Rows) -> int:
+        return 1 if len(self.classes_) == 2 else len(self.classes_)
+
+    def _each_class(self, scores: np.ndarray) -> np.ndarray:
+        """One score for each class: memberships, or log odds up to a constant."""
+        found = self.target_.back(scores)
+        if found.shape[1] > 1:
+            return found
+        return np.concatenate([-found, found], 1) / (1 if self.loss == "squared" else 2)
+
+    def _logits(self, X: Any) -> np.ndarray:
+        return self.calibration_.logits(self._each_class(self._all_scores(X)[1]))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> Any:
+        """Probabilities of classes_, `n c`; torch in, torch out."""
+        return as_given(X, np.exp(log_chances(self._logits(X))))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likeliest label of each row, `n`."""
+        return self.classes_[self._logits(X).argmax(1)]
+
+    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""
+        values, arrays = self._state()
+        values |= {"classes": self.classes_.tolist(), "loss": self.loss, "temperature": self.calibration_.temperature}
+        return values, arrays | {"bias": self.calibration_.bias}
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> EigenProClassifier:
+        """The fitted model that `get_state` described; other constructor arguments are the defaults."""
+        found = cls(loss=values["loss"])
+        found._restore(values, arrays)
+        found.classes_ = np.array(values["classes"])
+        found.calibration_ = Calibration(float(values["temperature"]), np.array(arrays["bias"]))
+        return found

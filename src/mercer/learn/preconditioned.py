@@ -1,0 +1,294 @@
+"""What EigenPro's estimators share: rows held out, the kernel, the steps, the descent, predictions, saving."""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from mercer.assemble import assemble
+from mercer.budget import memory_budget
+from mercer.errors import DataError, ShapeError
+from mercer.learn.checkpoint import Checkpoint, digest
+from mercer.learn.descent import Batch, Descent, Loss, State
+from mercer.learn.draw import Start, drawn
+from mercer.learn.precondition import FRESH, Apart, Own, Pace, Steps, pace, spare
+from mercer.learn.rows import SAMPLE, Rows
+from mercer.learn.spec import to_spec
+from mercer.learn.tune import Clock
+
+log = logging.getLogger("mercer")
+
+LEARNING = 0.4  # of the seconds: for the kernel
+SEEN = 5000  # training rows that judge a model where none are held out
+LARGEST = 8192  # rows of a batch
+
+
+def _whole(name: str, value: Any, least: int, optional: bool = True) -> None:
+    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+    if not (fine or (optional and value is None)):
+        raise ValueError(f"{name} is {value!r}; expected a whole number >= {least}{', or None' if optional else ''}")
+
+
+class EigenProEstimator(BaseEstimator, ABC):
+    """Base of the estimators that take steps over a stream of rows: not public, and of no use alone."""
+
+    kernel: Any
+    centres: Any
+    rank: Any
+    subsample: Any
+    batch_size: Any
+    step_size: Any
+    epochs: Any
+    validation_fraction: Any
+    patience: Any
+    learn: bool
+    standardize: Any
+    time_budget: Any
+    checkpoint: Any
+    progress: Any
+    random_state: Any
+    _held: tuple[Tensor, Tensor]
+    _shown: int = 0  # rows that the preconditioner was made from
+
+    @abstractmethod
+    def _begin(self, rows: Rows, keep: np.ndarray, seed: int) -> Start:
+        """The kernel and the scales, from a draw of rows."""
+
+    @abstractmethod
+    def _loss(self) -> Loss:
+        """What is descended."""
+
+    @abstractmethod
+    def _targets(self, rows: Rows, at: Any) -> Tensor:
+        """What the loss compares predictions with, `m c` float64."""
+
+    @abstractmethod
+    def _outputs(self, rows: Rows) -> int:
+        """Columns of the weights."""
+
+    def _check(self) -> None:
+        if isinstance(self.centres, numbers.Integral | type(None)):
+            _whole("centres", self.centres, 1)
+        for name, least in (("rank", 0), ("batch_size", 1)):
+            _whole(name, getattr(self, name), least)
+        for name, least in (("subsample", 2), ("epochs", 1), ("patience", 1)):
+            _whole(name, getattr(self, name), least, optional=False)
+        step, share = self.step_size, self.validation_fraction
+        seconds = self.time_budget
+        if seconds is not None and not (isinstance(seconds, numbers.Real) and float(seconds) > 0):
+            raise ValueError(f"time_budget is {seconds!r}; expected seconds > 0, or None")
+        if step is not None and not (isinstance(step, numbers.Real) and 0 < float(step) < math.inf):
+            raise ValueError(f"step_size is {step!r}; expected a number > 0, or None")
+        if not (isinstance(share, numbers.Real) and 0 <= float(share) < 1):
+            raise ValueError(f"validation_fraction is {share!r}; expected a number from 0 to below 1")
+
+    def _seconds(self) -> float | None:
+        return None if self.time_budget is None else LEARNING * self.time_budget
+
+    def _keep(self, rows: Rows, seed: int) -> np.ndarray:
+        """Which rows are learned from; a class that is held out as a whole gives a row back."""
+        n = len(rows)
+        keep = np.ones(n, dtype=bool)
+        if self.validation_fraction and n > 1:
+            many = min(max(int(self.validation_fraction * n), 1), SAMPLE)
+            keep[drawn(keep, many, seed)] = False
+        codes = getattr(self, "_codes", None)
+        if codes is not None:
+            for missing in np.setdiff1d(codes, codes[keep]):
+                keep[np.flatnonzero(codes == missing)[0]] = True
+        return keep
+
+    def _fit(self, rows: Rows, codes: np.ndarray | None = None) -> None:
+        """Everything; sets the fitted attributes."""
+        self._check()
+        if len(rows) < 2:
+            raise DataError(f"{type(self).__name__} got 1 sample; expected at least 2 rows to learn from")
+        clock = Clock.of(self.time_budget)
+        checkpoint = Checkpoint(self.checkpoint, "" if self.checkpoint is None else digest(self, rows))
+        found = checkpoint.load()
+        if found is None:
+            rows.refuse_gaps()
+        self._seed = (
+            int(check_random_state(self.random_state).randint(2**31 - 1)) if found is None else found[0]["seed"]
+        )
+        keep = self._keep(rows, self._seed)
+        self._took(self._begin(rows, keep, self._seed) if found is None else Start.of(found[0]["start"], self.kernel))
+        self._points = torch.empty(0, rows.columns)
+        self._held = self._empty(rows)
+        self._hold(rows, ~keep)
+        steps = self._steps(rows, keep)
+        state = State.fresh(len(steps.points), self._outputs(rows)) if found is None else State.of(*found)
+        self._descend(rows, keep, steps, state, clock, checkpoint, self.epochs)
+
+    def _partial(self, rows: Rows, codes: np.ndarray | None = None) -> None:
+        """One pass over these rows, from the weights as they are."""
+        self._check()
+        fresh = not hasattr(self, "kernel_")
+        rows.refuse_gaps()
+        if fresh:
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._passes = 0
+        keep = self._keep(rows, self._seed + self._passes)
+        if fresh:
+            self._took(self._begin(rows, keep, self._seed))
+            self._points, self._held = torch.empty(0, rows.columns), self._empty(rows)
+            self._weights = torch.zeros(0, self._outputs(rows), dtype=torch.float64)
+        self._hold(rows, ~keep)
+        steps, old = self._steps(rows, keep), self._weights
+        state = State.fresh(len(steps.points), old.shape[1])
+        state.w[: len(old)] = old
+        state.best, state.next = state.w.clone(), state.w.clone()
+        self._passes = getattr(self, "_passes", 0) + 1
+        checkpoint = Checkpoint(None, "")
+        self._descend(rows, keep, steps, state, Clock.of(self.time_budget), checkpoint, 1)
+
+    def _empty(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        return torch.empty(0, rows.columns), torch.empty(0, self._outputs(rows), dtype=torch.float64)
+
+    def _took(self, start: Start) -> None:
+        self._start, self.kernel_ = start, start.kernel
+        self.scaler_, self._common, self.target_ = start.scaler, start.common, start.target
+
+    def _scaled(self, rows: Rows, at: Any) -> Tensor:
+        return self.scaler_(rows.take(at)).float()
+
+    def _hold(self, rows: Rows, out: np.ndarray) -> None:
+        """Keep rows that judge; of more than 20,000 a draw."""
+        places = np.flatnonzero(out)
+        x = torch.cat([self._held[0], self._scaled(rows, places)])
+        y = torch.cat([self._held[1], self._targets(rows, places)])
+        if len(x) > SAMPLE:
+            kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(self._seed))[:SAMPLE]
+            x, y = x[kept], y[kept]
+        self._held = x, y
+
+    def _grown(self, rows: Rows, keep: np.ndarray) -> Tensor:
+        """The centres: those there are and more of these rows, as many as are asked for."""
+        have = len(self._points)
+        if self.centres is None:
+            added = [self._points]
+            for block in rows.blocks(SAMPLE):
+                places = np.arange(block.start, block.stop)[keep[block]]
+                added.append(self._scaled(rows, places))
+            return torch.cat(added)
+        if isinstance(self.centres, numbers.Integral):
+            many = int(self.centres) - have
+            return (
+                self._points
+                if many <= 0
+                else torch.cat([self._points, self._scaled(rows, drawn(keep, many, self._seed + 1))])
+            )
+        given = Rows(np.asarray(self.centres.detach().cpu() if isinstance(self.centres, Tensor) else self.centres))
+        if given.x.ndim != 2 or given.columns != rows.columns or not len(given):
+            raise ShapeError(f"centres has shape {given.x.shape}; expected p {rows.columns}, as X has columns")
+        return self._scaled(given, slice(None))
+
+    def _steps(self, rows: Rows, keep: np.ndarray) -> Steps:
+        """The centres with these rows, and the preconditioner: made again where centres or rows were added."""
+        have, self._first = getattr(self, "_made", None), len(self._points)
+        points = self._grown(rows, keep)
+        enough = have is not None and min(self.subsample, int(keep.sum())) <= self._shown
+        if have is not None and len(points) == len(self._points) and enough and self._first:
+            return have
+        self._points, generator = points, torch.Generator().manual_seed(self._seed)
+        if self.centres is None:
+            at = torch.randperm(len(points), generator=generator)[: self.subsample]
+            self._shown = len(at)
+            return Own(self.kernel_, points, at, spare(self.rank, len(points), len(at)), generator)
+        sample = drawn(keep, self.subsample, self._seed + 2)
+        self._shown = len(sample)
+        rank = spare(self.rank, int(keep.sum()), len(sample))
+        self._made = Apart(self.kernel_, points, self._scaled(rows, sample), rank, generator)
+        return self._made
+
+    def _pace(self, rows: Rows, keep: np.ndarray, steps: Steps) -> Pace:
+        many = int(np.clip(memory_budget() // (64 * len(steps.points)), 2, FRESH))
+        at = next(rows.shuffled(many, self._seed - 1, keep))
+        return pace(steps, self._scaled(rows, at), int(keep.sum()), self.batch_size, self.step_size, LARGEST)
+
+    def _descend(
+        self, rows: Rows, keep: np.ndarray, steps: Steps, state: State, clock: Clock, checkpoint: Checkpoint,
+        epochs: int,
+    ) -> None:  # fmt: skip
+        with torch.no_grad():
+            found = self._pace(rows, keep, steps)
+        held, judged = len(self._held[0]) > 0, self._held
+        if not held:
+            at = drawn(keep, SEEN, self._seed + 3)
+            judged = self._scaled(rows, at), self._targets(rows, at)
+        place = torch.from_numpy(self._first + np.cumsum(keep) - 1) if isinstance(steps, Own) else None
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            for at in rows.shuffled(found.batch, self._seed + 7 * epoch + getattr(self, "_passes", 0), keep):
+                yield at, self._scaled(rows, at), self._targets(rows, at), None if place is None else place[at]
+
+        told = {"seed": self._seed, "start": self._start.plain()}
+        descent = Descent(
+            steps, self._loss(), found, batches, int(keep.sum()), judged, held, epochs, self.patience, clock,
+            checkpoint, told, self.progress,
+        )  # fmt: skip
+        with torch.no_grad():
+            state = descent.run(state)
+        self._weights, self.stopped_, self.epochs_ = state.best, state.stopped, state.epoch
+        self.history_ = [(int(epoch), error, seconds) for epoch, error, seconds in state.history]
+        self.batch_size_, self.step_size_ = found.batch, found.step * 0.5**state.halvings
+        log.info(
+            "%s: %d epochs, stopped by %s, error %.3g", type(self).__name__, state.epoch, state.stopped, state.error
+        )
+
+    @torch.no_grad()
+    def _scores(self, x: Tensor) -> np.ndarray:
+        """k(x, points) weights for scaled x, `n c` float64."""
+        found = [np.zeros((0, self._weights.shape[1]))]
+        for part in x.split(SAMPLE):
+            if len(part):
+                op = assemble(self.kernel_, part, self._points, rhs=self._weights.shape[1])
+                found.append(op.matmul(self._weights.float()).double().numpy())
+        return np.concatenate(found)
+
+    def _all_scores(self, X: Any) -> tuple[Tensor, np.ndarray]:
+        """(scaled rows, their scores)."""
+        check_is_fitted(self, "kernel_")
+        x = self._scaled(Rows.read(self, X, reset=False), slice(None))
+        return x, self._scores(x)
+
+    def _local(self, x: Tensor, scores: np.ndarray) -> np.ndarray:
+        """Where the width of intervals is looked up: the columns on their common scale, and the prediction."""
+        scaled = np.isinf(self.scaler_.scale).any()
+        return np.concatenate([self._common(x.numpy()).numpy() if scaled else x.numpy(), scores], 1)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        check_is_fitted(self, "kernel_")
+        names = [str(n) for n in getattr(self, "feature_names_in_", [])] or None
+        to_spec(self.kernel_)
+        values: dict[str, Any] = {
+            "start": self._start.plain(),
+            "names": names,
+            "stopped": self.stopped_,
+            "history": self.history_,
+        }
+        values["own"] = self.centres is None
+        held = dict(zip(("held_x", "held_y"), (v.numpy() for v in self._held), strict=True))
+        return values, {"points": self._points.numpy(), "weights": self._weights.numpy(), **held}
+
+    def _restore(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        self._took(Start.of(values["start"], None))
+        self.n_features_in_ = len(self._common.centre)
+        if values["names"]:
+            self.feature_names_in_ = np.array(values["names"], dtype=object)
+        self._points, self._weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
+        self._held = torch.tensor(arrays["held_x"]), torch.tensor(arrays["held_y"])
+        self.centres = None if values["own"] else len(self._points)
+        self.stopped_, self.history_ = values["stopped"], [tuple(row) for row in values["history"]]
+        self.epochs_, self._seed = len(self.history_), 0
