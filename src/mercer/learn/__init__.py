@@ -3,7 +3,9 @@
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.cluster import KernelKMeans, KernelSpectralClustering
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.eigenpro import EigenProClassifier, EigenProRegressor
 from mercer.learn.falkon import FalkonRegressor
+from mercer.learn.latent import LatentVecchiaProcess
 from mercer.learn.logodds import FalkonClassifier
 from mercer.learn.margins import KernelMeanClassifier, KernelSVC
 from mercer.learn.multitask import MultitaskGaussianProcess
@@ -16,8 +18,11 @@ from mercer.learn.ridge import KernelRidge
 from mercer.learn.spectral import SpectralRegressor
 from mercer.learn.transformed import TransformedKernelClassifier, TransformedKernelRidge
 from mercer.learn.variational import VariationalGaussianProcess, VariationalGaussianProcessClassifier
+from mercer.learn.vecchia import VecchiaGaussianProcess
 
 __all__ = [
+    "EigenProClassifier",
+    "EigenProRegressor",
     "FalkonClassifier",
     "FalkonRegressor",
     "GaussianProcessRegressor",
@@ -29,6 +34,7 @@ __all__ = [
     "KernelRidge",
     "KernelSVC",
     "KernelSpectralClustering",
+    "LatentVecchiaProcess",
     "LocalConformal",
     "MultitaskGaussianProcess",
     "NeighbourRidge",
@@ -39,4 +45,5 @@ __all__ = [
     "TransformedKernelRidge",
     "VariationalGaussianProcess",
     "VariationalGaussianProcessClassifier",
+    "VecchiaGaussianProcess",
 ]
