@@ -107,7 +107,15 @@ def test_each_loss_ends_where_its_own_slope_points(name: str) -> None:
 def test_losses_and_factors_are_value_and_slope(name: str) -> None:
     squares = torch.full((9,), 16.0, dtype=torch.float64)
     y = torch.tensor(rng(0).normal(size=(9, 2)), requires_grad=True)
-    factors, value = Loss(name, 1.5 if name != "huber" else 3.7, squares)(y)
+    t = 1.5 if name != "huber" else 3.7
+    factors, value = Loss(name, t, squares)(y)
+    each = []
+    for length in y.detach().norm(dim=1).tolist():
+        miss = (16 - length**2) ** 0.5
+        far = {"huber": miss, "capped": length}.get(name, 0.0)
+        huber = far**2 / 2 if far <= t else t * far - t**2 / 2
+        each.append({"square": length**2 / 2, "huber": -huber, "capped": huber}.get(name, max(length - t, 0) ** 2 / 2))
+    assert float(value.detach()) == pytest.approx(sum(each), rel=1e-12)
     (slope,) = torch.autograd.grad(value, y)
     np.testing.assert_allclose((factors[:, None] * y).detach(), slope, atol=1e-12)
     assert len(set(np.round(factors.detach().numpy(), 6))) > (name != "square")
@@ -169,10 +177,10 @@ def angle(a: KernelPCA, b: KernelPCA, kernel: Kernel) -> float:
     return float(torch.rad2deg(torch.arccos(cosine)))
 
 
-@pytest.mark.parametrize(("case", "seed"), [(c, s) for c in ("one", "any", "curve") for s in (0, 1)])
+@pytest.mark.parametrize(("case", "seed"), [(c, s) for c in ("one", "any", "curve") for s in (0, 3)])
 def test_huber_survives_ten_percent_outliers(case: str, seed: int) -> None:
     """Its space stays within 8 degrees of that of the clean rows; the square loss, and Huber's function of
-    projections, end where the outliers are. Measured: 0.5 to 3.7 degrees against 45 to 90."""
+    projections, end where the outliers are. Measured over 8 draws each: 0.3 to 6.0 degrees against 45 to 90."""
     kernel, clean, out = dirty(case, seed)
     both = np.concatenate([clean, out])
     wanted = KernelPCA(3, kernel).fit(clean)

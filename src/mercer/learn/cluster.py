@@ -75,13 +75,13 @@ class KernelKMeans(ClusterMixin, GramEstimator):
         labels, self.inertia_, self.n_iter_, restless = best if best is not None else (begun[0], 0.0, 0, 0.0)
         if restless:
             message = f"KernelKMeans stopped after {self.n_iter_} rounds while {restless:.1%} of the rows still moved; "
-            warnings.warn(ConvergenceWarning(message + "allow more by max_iter", restless, self.n_iter_), stacklevel=2)
+            warnings.warn(ConvergenceWarning(message + "allow more by max_iter", restless, self.n_iter_), stacklevel=3)
         self.labels_ = labels.numpy()
         self._points, self._means = x, _means(labels[None], c)[0]
         used = self._means.sum(0) > 0
         if not bool(used.all()):
             found = int(used.sum())
-            warnings.warn(MercerWarning(f"X has {found} different places only, n_clusters is {c}"), stacklevel=2)
+            warnings.warn(MercerWarning(f"X has {found} different places only, n_clusters is {c}"), stacklevel=3)
         squares = (self._means * k.matmul(self._means)).sum(0)
         self._squares = torch.where(used, squares, torch.inf)
         return self

@@ -18,6 +18,7 @@ from mercer.operator import Cost, Operator
 TINY = 1e-12  # of the largest eigenvalue of H^T K H: directions below it are rounding
 STARTS, TRIAL = 12, 15  # random starts of a loss with several optima, and steps after which the best one goes on
 SETTLED = 1e-6  # of the weights of the spatial median: what moves in its last step
+KEPT = 0.75  # of the rows, those nearest to a space, say which start goes on
 NEAR = 0.02  # of the median length: where a residual begins to count linearly while starts compete
 
 
@@ -108,6 +109,11 @@ class Loss:
         beyond = (length - t).clamp_min(0.0)
         return beyond / length.clamp_min(1e-300), beyond.square().sum(-1) / 2
 
+    def trimmed(self, y: Tensor) -> Tensor:
+        """Minus the sum of the smallest three quarters of residuals, `... n s -> ...`: what outliers cannot move."""
+        miss = (self.squares - y.square().sum(-1)).clamp_min(0.0).sqrt()
+        return -miss.sort(-1).values[..., : max(1, int(KEPT * miss.shape[-1]))].sum(-1)
+
 
 def _whiten(a: Operator, h: Tensor) -> tuple[Tensor, Tensor]:
     """(Y = A H R, R = (H^T A H)^(-1/2)) for each of the starts h: b n s, in one product."""
@@ -123,9 +129,10 @@ def _whiten(a: Operator, h: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def climb(a: Operator, loss: Loss, start: Tensor, tolerance: float, most: int) -> Dual:
-    """Steps from `start` (b n s, the best of the b after a few steps) until the space turns by less than tolerance.
+    """Steps from `start` (b n s) until the space turns by less than tolerance, or `most` of them.
 
-    Each step goes a little further in the direction of the last one, and forgets it when the objective falls.
+    Of several starts the one goes on that, after a few steps, lies nearest to most rows. Each step goes a little
+    further in the direction of the last one, and forgets it when the objective falls.
     """
     h = last = start
     best, old, speed, change, step = torch.full((len(start),), -torch.inf, dtype=start.dtype), None, 1.0, 1.0, 0
@@ -134,7 +141,7 @@ def climb(a: Operator, loss: Loss, start: Tensor, tolerance: float, most: int) -
         y, r = _whiten(a, h)
         factors, value = loss(y)
         if len(h) > 1 and step >= TRIAL:
-            at = int(value.argmax())
+            at = int(loss.trimmed(y).argmax())
             h, y, r, factors, value = (v[at : at + 1] for v in (h, y, r, factors, value))
             last, best, speed, old = h, value, 1.0, None
         if old is not None:
@@ -147,7 +154,7 @@ def climb(a: Operator, loss: Loss, start: Tensor, tolerance: float, most: int) -
         speed = (1 + (1 + 4 * speed * speed) ** 0.5) / 2 if grown else 1.0
         push = (speed - 1) / (speed + 2) if grown else 0.0
         h, last, old, best = fresh + push * (fresh - last), fresh, y, torch.maximum(best, value)
-    at = int(value.argmax())
+    at = int(loss.trimmed(y).argmax()) if len(h) > 1 else 0
     h, y, r = h[at], y[at], r[at]
     return Dual(h @ r, y, factors[at], float(value[at]), loss.threshold, change, step, change <= tolerance)
 

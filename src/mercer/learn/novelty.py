@@ -68,7 +68,7 @@ class KernelNovelty(OutlierMixin, GramEstimator):
         place = math.ceil((1 - self.false_alarms) * (len(left) + 1))
         if place > len(left):
             message = f"{len(left)} rows are too few for false alarms at {self.false_alarms}: nothing is called novel; "
-            warnings.warn(MercerWarning(f"{message}give {math.ceil(1 / self.false_alarms) - 1} or more"), stacklevel=2)
+            warnings.warn(MercerWarning(f"{message}give {math.ceil(1 / self.false_alarms) - 1} or more"), stacklevel=3)
         self.offset_ = -float(self.left_out_[place - 1]) if place <= len(left) else -math.inf
         return self
 
