@@ -21,7 +21,7 @@ from mercer.learn import logistic
 from mercer.learn.base import KernelEstimator
 from mercer.learn.calibrate import Calibration, log_chances
 from mercer.learn.regress import as_given
-from mercer.learn.table import Target
+from mercer.learn.table import Target, refuse_gaps
 from mercer.learn.tune import UNTOLD, Clock
 from mercer.learn.unseen import left_out
 
@@ -36,6 +36,8 @@ def encoded(y: Any, known: Any = None) -> tuple[np.ndarray, np.ndarray]:
     labels = column_or_1d(y, warn=True)
     if labels.dtype == object and (missing := [i for i, v in enumerate(labels) if v is None or v != v]):
         raise DataError(f"y has no label at row {missing[0]} ({labels[missing[0]]}); drop such rows or name a class")
+    if labels.dtype.kind == "f":
+        refuse_gaps(labels[:, None], "y")
     check_classification_targets(labels)
     classes, codes = np.unique(labels, return_inverse=True)
     if known is not None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mercer.errors import DataError
+from mercer.errors import DataError, MercerWarning
 from mercer.learn.base import CALIBRATION, START
-from mercer.learn.calibrate import Calibration, log_chances
 from mercer.learn.centred import FalkonEstimator
-from mercer.learn.classify import encoded
 from mercer.learn.conformal import LocalConformal
-from mercer.learn.draw import begin
-from mercer.learn.newton import Newton, Odds
+from mercer.learn.draw import Start, begin
 from mercer.learn.passes import Passes
 from mercer.learn.regress import as_given
 from mercer.learn.rows import Rows
@@ -26,7 +25,6 @@ from mercer.learn.solve import FLOOR
 from mercer.learn.sums import Sums
 from mercer.learn.task import Task, centres, fits, open_fit, weights_of
 from mercer.learn.walk import Walk
-from mercer.learn.whitening import Whitening
 
 ENOUGH = 50  # held-out rows that may choose among penalties near one that was learned
 NEAR, WIDE = (0.1, 0.3, 1.0, 3.0), (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # multiples of a learned noise; of none
@@ -156,15 +154,12 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         """Add rows to the sums K_mn K_nm and K_mn y, in float64, and solve; any split of the rows gives the same model.
 
         The first call chooses what does not come with the sums: kernel, scales, alpha and centres, from its rows.
+        After a fit, what it learned and chose stays, its rows do not count (and a warning says so).
         Intervals come from left-out residuals of each piece. Cost: n m^2 + m^3 / 3 flops each call.
         """
         self._check()
         sums: Sums | None = getattr(self, "_sums", None)
         fresh = sums is None
-        if fresh and hasattr(self, "kernel_"):
-            raise DataError(
-                "this model came from fit, which keeps no sums: call partial_fit on a new one from the start"
-            )
         rows = self._read(X, y, reset=fresh)
         rows.refuse_gaps()
         weight = weights_of(sample_weight, rows, 2 if fresh else 0)
@@ -176,6 +171,9 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         x, goal = self.scaler_(table), torch.from_numpy(self.target_.forward(target))
         heavy = None if weight is None else torch.from_numpy(weight)[:, None]
         sums.add(x, goal, heavy)
+        if math.isnan(sums.level):
+            sums.choose(x, goal, heavy, [START * factor for factor in WIDE])
+        self.alpha_ = sums.level
         self._weights = sums.solve()
         scores = torch.from_numpy(self._scores(rows))
         where = torch.from_numpy(self._local(table, scores.numpy()))
@@ -184,19 +182,23 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         return self
 
     def _begin_sums(self, rows: Rows, weight: np.ndarray | None) -> Sums:
-        """What the first rows decide for all."""
-        keep, seed = np.ones(len(rows), dtype=bool) if weight is None else weight > 0, self._seed()
-        start = begin(self, rows, keep, seed, self.time_budget)
-        alpha = start.noise if self.alpha is None else float(self.alpha)
-        if alpha is None:
-            raise ValueError("alpha is None and learn=False: partial_fit holds no rows out to choose it, give a number")
-        z = centres(self, rows, keep, start, seed, torch.float64)
+        """What the first rows decide for all, or what a fit decided."""
+        seed = self._seed()
+        if hasattr(self, "kernel_"):
+            warnings.warn(MercerWarning("partial_fit keeps what fit learned and chose, not its rows"), stacklevel=3)
+            start, z = Start(self.kernel_, self.alpha_, self.scaler_, self._common, self.target_), self.centres_
+        else:
+            keep = np.ones(len(rows), dtype=bool) if weight is None else weight > 0
+            start = begin(self, rows, keep, seed, self.time_budget)
+            z = centres(self, rows, keep, start, seed, torch.float64)
         fits(len(z), 1)
-        found = Task(rows, weight, keep, np.empty(0, dtype=np.int64), seed, start, z)
+        found = Task(rows, weight, np.empty(0, dtype=bool), np.empty(0, dtype=np.int64), seed, start, z)
         middle, jitter = found.middle()
-        self._keep(found, torch.zeros(len(z), len(start.target.centre), dtype=torch.float64), jitter)
-        self.alpha_, self._vector = alpha, rows.y is not None and rows.y.ndim == 1
-        return Sums(start.kernel, z, middle, alpha, len(start.target.centre), seed)
+        outputs = len(start.target.centre)
+        self._keep(found, torch.zeros(len(z), outputs, dtype=torch.float64), jitter)
+        self._vector = rows.y is not None and rows.y.ndim == 1
+        level = start.noise if self.alpha is None else float(self.alpha)
+        return Sums(start.kernel, z, middle, math.nan if level is None else level, outputs, seed)
 
     def _units(self, scores: np.ndarray) -> np.ndarray:
         found = self.target_.back(scores)

@@ -134,4 +134,5 @@ class FalkonClassifier(ClassifierMixin, FalkonEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest label of each row, `n`."""
+        check_is_fitted(self, "kernel_")
         return self.classes_[self._logits(X).argmax(1)]

@@ -91,16 +91,24 @@ class Newton:
         self.level, self.best_level, self.error = values["level"], values["best_level"], values["error"]
         self.final, self.steps, self.worse = values["final"], int(values["steps"]), int(values["worse"])
         self.history = [tuple(line) for line in values["history"]]
-        self.w, self.best = arrays["w"], arrays["best"]
+        self.w, self.best, self.change, self.stopped = arrays["w"], arrays["best"], values["change"], values["done"]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All there is to go on from."""
-        values: dict[str, Any] = {"level": self.level, "best_level": self.best_level, "error": self.error, "final": self.final}
+        values: dict[str, Any] = {
+            "level": self.level,
+            "best_level": self.best_level,
+            "error": self.error,
+            "final": self.final,
+        }
         values |= {"steps": self.steps, "worse": self.worse, "history": self.history}
+        values |= {"change": self.change, "done": self.stopped if self.stopped in ("tolerance", "rounding") else ""}
         return values, {"w": self.w, "best": self.best}
 
     def run(self) -> Tensor:
         """Weights of the centres, `m columns` float64; `level`, `change`, `error` and `stopped` say what they are."""
+        if self.stopped:
+            return self.w
         try:
             self._descend()
         except KeyboardInterrupt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,22 +43,35 @@ class Sums:
         return self.factor.solve(self.right)
 
     @torch.no_grad()
-    def judge(self, x: Tensor, y: Tensor, weight: Tensor | None, w: Tensor, where: Tensor) -> None:
-        """Keep (where, y - f) of rows that were just added, f without the row itself: residual / (1 - leverage).
+    def left_out(self, x: Tensor, y: Tensor, weight: Tensor | None, w: Tensor) -> Tensor:
+        """y - f, `n c`, of rows that are in the sums, f without the row itself: residual / (1 - leverage).
 
         Source [rasmussen2006, eq. 5.12].
         """
-        order = torch.rand(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed + self.rows))
-        self.rows += len(x)
-        kept = order.argsort()[:KEPT]
         wrong = []
-        for part in kept.split(block_rows(len(self.z))):
+        for part in torch.arange(len(x)).split(block_rows(len(self.z))):
             k = self.kernel.block(x[part], self.z)
             half = torch.linalg.solve_triangular(self.factor.lower, k.mT, upper=False)
             leverage = half.square().sum(0)[:, None] * (1.0 if weight is None else weight[part])
             wrong.append((y[part] - k @ w) / (1 - leverage).clamp_min(1e-6))
+        return torch.cat(wrong)
+
+    def choose(self, x: Tensor, y: Tensor, weight: Tensor | None, levels: Sequence[float]) -> None:
+        """The level by which the rows in the sums are best predicted without themselves."""
+        errors = {}
+        for self.level in levels:
+            wrong = self.left_out(x, y, weight, self.solve()).square().sum(1, keepdim=True)
+            errors[self.level] = float((wrong if weight is None else weight * wrong).sum())
+        self.level = min(errors, key=lambda level: errors[level])
+
+    def judge(self, x: Tensor, y: Tensor, weight: Tensor | None, w: Tensor, where: Tensor) -> None:
+        """Keep (where, left-out y - f) of rows that were just added."""
+        order = torch.rand(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed + self.rows))
+        self.rows += len(x)
+        kept = order.argsort()[:KEPT]
+        wrong = self.left_out(x[kept], y[kept], None if weight is None else weight[kept], w)
         self.order = torch.cat([self.order, order[kept]])
         self.where = torch.cat([self.where.reshape(-1, where.shape[1]), where[kept]])
-        self.wrong = torch.cat([self.wrong, *wrong])
+        self.wrong = torch.cat([self.wrong, wrong])
         some = self.order.argsort()[:KEPT]
         self.order, self.where, self.wrong = self.order[some], self.where[some], self.wrong[some]

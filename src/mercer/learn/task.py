@@ -202,7 +202,7 @@ def weights_of(sample_weight: Any, rows: Rows, least: int = 2) -> np.ndarray | N
         raise ShapeError(f"sample_weight has shape {found.shape}; expected ({len(rows)},), one for each row")
     refuse_gaps(found[:, None], "sample_weight")
     if (found < 0).any() or int((found > 0).sum()) < least:
-        raise DataError(f"sample_weight: expected numbers >= 0, at least {least} of them > 0")
+        raise DataError(f"sample_weight: expected numbers >= 0 of which at least {least} are not zero")
     return found
 
 

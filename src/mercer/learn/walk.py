@@ -68,14 +68,15 @@ class Walk:
         self.groups, self.history = list(values["groups"]), [tuple(line) for line in values["history"]]
         self.now, self.aim = Conjugate(*[arrays[name] for name in ("x", "r", "p", "rho", "alive")]), values["aim"]
         self.start, self.best = arrays["start"], arrays["best"]
-        self.errors, self.since, self.resumed = arrays["errors"], arrays["since"], True
+        self.errors, self.since, self.last = arrays["errors"], arrays["since"], arrays["last"]
+        self.resumed = True
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All there is to go on from."""
         now = self.now
         values: dict[str, Any] = {"steps": self.steps, "cycles": self.cycles, "before": self.before, "aim": self.aim}
         arrays = {"x": now.x, "r": now.r, "p": now.p, "rho": now.rho, "alive": now.alive, "start": self.start}
-        arrays |= {"best": self.best, "errors": self.errors, "since": self.since}
+        arrays |= {"best": self.best, "errors": self.errors, "since": self.since, "last": self.last}
         return values | {"groups": self.groups, "history": self.history}, arrays
 
     @property
@@ -99,6 +100,7 @@ class Walk:
             self.errors = torch.full((len(self.levels),), math.inf, dtype=torch.float64)
             if self.judge is not None:
                 self.errors = self.judge(self.best)
+            self.last = self.errors.clone()
         try:
             self._go(b)
             self._settle(b)
@@ -166,7 +168,7 @@ class Walk:
         found = self.judge(self.white.down(now.x[:, self._columns(which)], [self.groups[place] for place in which]))
         for place, error in zip(which, found.tolist(), strict=True):
             much = error < (1 - LITTLE) * float(self.errors[place])
-            self.since[place] = 0 if much else self.since[place] + 1
+            self.since[place], self.last[place] = 0 if much else self.since[place] + 1, error
             columns = self._columns([place])
             if error < float(self.errors[place]) or not self.patience.early:
                 self.errors[place], self.best[:, columns] = error, now.x[:, columns]
@@ -189,13 +191,15 @@ class Walk:
         self.now = Conjugate(now.x[:, at], now.r[:, at], now.p[:, at], now.rho[at], now.alive[at])
         self.best, self.groups, self.start = self.best[:, at], [self.groups[place]], self.start[at]
         self.errors, self.since = self.errors[place : place + 1], self.since[place : place + 1]
+        self.last = self.last[place : place + 1]
 
     def _settle(self, b: Tensor) -> None:
         """Choose a level, measure the residual of its answer, and go on from there while that helps."""
         self._choose()
         here = b[:, self._columns(self.groups)]
         while True:
-            early = self._rated() and int(self.since[0]) >= PATIENCE
+            passed = float(self.last[0]) > (1 + LITTLE) * float(self.errors[0])  # worse than what led to it
+            early = self._rated() and (passed or int(self.since[0]) >= PATIENCE)
             self.best = self.best if early or (self._rated() and self.stopped) else self.now.x.clone()
             r = here - self._product(self.best, [0], wide=True)
             self.residual = self._size(r, b)
