@@ -564,6 +564,7 @@ COVERED: dict[str, str] = {
     "kernels.Precomputed": _MAR + "a_given_matrix_is_checked",
     "learn.EigenProRegressor": "tests/test_eigenpro.py::test_centres_apart_reach_their_least_squares",
     "learn.EigenProClassifier": "tests/test_eigenpro.py::test_logistic_descent_finds_the_likeliest_weights",
+    "learn.explain": "tests/test_options.py::test_what_centres_leave_is_the_schur_complement",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VecchiaGaussianProcess": "tests/test_vecchia_gp.py::test_predictions_with_all_neighbours_are_exact",
     "learn.LatentVecchiaProcess": "tests/test_vecchia_gp.py::test_gaussian_posterior_of_all_neighbours_is_exact",

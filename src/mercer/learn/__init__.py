@@ -11,6 +11,7 @@ from mercer.learn.margins import KernelMeanClassifier, KernelSVC
 from mercer.learn.multitask import MultitaskGaussianProcess
 from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.novelty import KernelNovelty
+from mercer.learn.options import explain
 from mercer.learn.pca import KernelPCA
 from mercer.learn.process import GaussianProcessRegressor
 from mercer.learn.rfm import RecursiveFeatureClassifier, RecursiveFeatureMachine
@@ -46,4 +47,5 @@ __all__ = [
     "VariationalGaussianProcess",
     "VariationalGaussianProcessClassifier",
     "VecchiaGaussianProcess",
+    "explain",
 ]

@@ -47,7 +47,7 @@ class Conditionals(Evidence):
     parts: (groups: b k, weights: b): members of each group with the point itself last, -1 where none; a weight above 1
     stands for others that were not drawn. neighbours: n - 1 of them give the exact likelihood.
     Cost: (k^3 / 3 + 2 k^2 (c + 1)) flops and two kernel blocks for each group; memory b k^2 in blocks.
-    Source [vecchia1988], [guinness2021, sec. 2].
+    Source [vecchia1988], [katzfuss2021].
     """
 
     def __init__(self, kernel: Kernel, noise: float, data: Observed, neighbours: int):
@@ -88,7 +88,7 @@ class Conditionals(Evidence):
         with torch.set_grad_enabled(gradient):
             block = self.kernel.block(self.data.x[at], self.data.x[at])
         share = torch.where(real, self.data.shares[at], 1.0)
-        lower = _factor(block.detach(), real, noise * share)
+        lower = factor(block.detach(), real, noise * share)
         y = torch.where(real[..., None], self.data.y[at], 0.0)
         ends = torch.zeros_like(y[..., :1])
         ends[:, -1] = 1.0
@@ -111,7 +111,7 @@ class Conditionals(Evidence):
         return value, grads, noise * float((share * slope.diagonal(dim1=-2, dim2=-1)).sum())
 
 
-def _factor(block: Tensor, real: Tensor, noise: Tensor) -> Tensor:
+def factor(block: Tensor, real: Tensor, noise: Tensor) -> Tensor:
     """Cholesky factors of blocks + noise, `b k k`, with ones where a group has no member."""
     eye = torch.eye(block.shape[-1], dtype=block.dtype)
     both = real[..., None] & real[..., None, :]
@@ -142,7 +142,7 @@ class Nearby:
     @torch.no_grad()
     def _solve(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         near = self.data.x[rows]
-        lower = _factor(
+        lower = factor(
             self.kernel.block(near, near), torch.ones_like(rows, dtype=torch.bool), self.noise * self.data.shares[rows]
         )
         across = self.kernel.block(near, x[:, None])
@@ -186,7 +186,7 @@ class Nearby:
         size = height(members.shape[1])
         for at, group in zip(torch.arange(q).split(size), members.split(size), strict=True):
             real, to = group >= 0, group.clamp_min(0)
-            lower = _factor(self.kernel.block(both[to], both[to]), real, noise[to])
+            lower = factor(self.kernel.block(both[to], both[to]), real, noise[to])
             ends = lower.new_zeros(*group.shape, 1)
             ends[:, -1] = 1.0
             u = torch.linalg.solve_triangular(lower.mT, ends, upper=True)[..., 0] * real
