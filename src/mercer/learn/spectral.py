@@ -64,6 +64,11 @@ class SpectralRegressor(KernelRegressor):
     def _given(self) -> float | None:
         return None  # a level is no noise: the kernel is learned with a noise of its own
 
+    def _share(self, noise: float) -> Tensor | None:
+        if not self.learn:
+            self._within = noise  # nothing is learned about twins: every row counts for itself
+        return super()._share(noise)
+
     def _check(self) -> None:
         super()._check()
         filters.of(self.filter)
