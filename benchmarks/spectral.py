@@ -73,26 +73,6 @@ def rates(draws: int) -> None:
         print(f"   {name:14s} c_l^2 = l^-{power:<4g} slope {slope:6.3f}   limit {wanted:6.3f}", flush=True)
 
 
-def smoothness(draws: int, n: int = 1500, terms: int = 25) -> None:
-    """s of c_l^2 = l^-(2 s + 1), from |u_j^T y|^2 / n of the first pairs less the noise that the later ones show."""
-    for s in (0.4, 0.8, 1.5):
-        found = []
-        for seed in range(draws):
-            random = np.random.default_rng(seed)
-            phase, x = random.uniform(0, 2 * np.pi, len(MODES)), random.uniform(size=(n, 1))
-            f = math.sqrt(2) * np.cos(2 * np.pi * x * MODES[:300] + phase[:300]) @ MODES[:300] ** (-s - 0.5)
-            y = torch.from_numpy(f + 0.2 * random.normal(size=n))[:, None]
-            points = torch.from_numpy(x)
-            pairs = spectra.every_pair(Circle().block(points, points), y, torch.full((n,), 1 / n, dtype=y.dtype))
-            power = pairs.coefficients[:, 0].flip(0).square().numpy()
-            power = power[: 2 * terms].reshape(-1, 2).sum(1) - 2 * np.median(power[n // 2 :]) / 0.455
-            kept = np.maximum(power, 1e-12)
-            found.append((-np.polyfit(np.log(np.arange(1, terms + 1)), np.log(kept), 1)[0] - 1) / 2)
-        print(
-            f"   smoothness s = {s:g}: estimated {np.mean(found):.2f} +- {np.std(found):.2f} of one table", flush=True
-        )
-
-
 def few_labels(draws: int) -> None:
     print("2. accuracy on the unlabelled rows (mean, worst of the draws)")
     digits = load_digits(return_X_y=True)
@@ -146,7 +126,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rates(given.draws)
-    smoothness(given.draws)
     few_labels(given.draws)
     seconds()
 
