@@ -180,7 +180,7 @@ def test_sampled_likelihoods_count_independent_parts_and_shares_of_noise() -> No
 
 @pytest.mark.parametrize("twins", [False, True])
 def test_conjugate_gradients_predict_as_the_factor_does(twins: bool) -> None:
-    x, y = problem(400, outputs=2)
+    x, y = problem(300, outputs=2)
     if twins:
         x[200:260] = x[:60]
     new = np.concatenate([rng(5).normal(size=(30, 2)), x[:5], [[50.0, 50.0]]])
@@ -198,6 +198,11 @@ def test_conjugate_gradients_predict_as_the_factor_does(twins: bool) -> None:
     for again in (GaussianProcessRegressor.from_state(values, arrays), pickle.loads(pickle.dumps(mine))):
         for a, b in zip(again.predict(new, return_std=True), (mean, spread), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+    few = mine.sample_functions(20, random_state=0)(new)
+    with memory("400K"):  # a few right-hand sides at a time
+        assert mine._engine(1).columns < 20
+        np.testing.assert_allclose(mine.predict(new, return_std=True)[1], spread, rtol=6e-4)
+        np.testing.assert_allclose(mine.sample_functions(20, random_state=0)(new), few, rtol=0, atol=1e-5)
     value, slope, error, errors = mine.log_marginal_likelihood(eval_gradient=True, return_error=True)
     wanted, gradient = exact.log_marginal_likelihood(eval_gradient=True)
     assert abs(value - wanted) < 4 * error + 1e-6
@@ -312,8 +317,8 @@ def test_draws_without_a_spectrum_are_remembered_and_have_no_gradient() -> None:
     np.testing.assert_allclose(drawn(x[[2, 2, 0]]), first[[2, 2, 0]], rtol=0, atol=1e-12)
     with pytest.raises(StructureError, match="no spectrum"):
         drawn(torch.tensor(x[:2], requires_grad=True))
-    with memory("10K"), pytest.raises(MemoryBudgetError, match="by Cholesky needs"):
-        drawn(rng(4).normal(size=(50, 2)))
+    with memory("5M"), pytest.raises(MemoryBudgetError, match="by Cholesky needs"):
+        drawn(rng(4).normal(size=(450, 2)))
     with pytest.raises(ValueError, match="count is 0"):
         model.sample_functions(0)
     features = Fourier(Gaussian(), 2, 40, torch.Generator().manual_seed(0))
@@ -406,10 +411,10 @@ def test_predictions_for_tasks_are_those_of_one_large_gaussian(how: str, monkeyp
     np.testing.assert_allclose((high - low).flatten() / 2, 1.6448536269514722 * np.sqrt(true**2 + 0.2), rtol=1e-3)
 
 
-def related(seed: int, n: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def related(seed: int, n: int = 100, length: float = 6.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x, f, y of three tasks drawn from the model, and the correlation of the tasks."""
     random = rng(seed)
-    x = np.sort(random.uniform(0, 6, (n, 1)), 0)
+    x = np.sort(random.uniform(0, length, (n, 1)), 0)
     mix = np.array([[1.0, 0.0], [0.9, 0.45], [-0.9, 0.3]])
     smooth = np.linalg.cholesky(np.exp(-((x - x.T) ** 2) / 2) + 1e-9 * np.eye(n)) @ random.normal(size=(n, 2))
     f, cov = smooth @ mix.T, mix @ mix.T
@@ -417,20 +422,20 @@ def related(seed: int, n: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def test_the_correlation_of_tasks_is_recovered_and_helps_where_rows_are_few() -> None:
-    mine, alone, off = [], [], []
-    for seed in range(2):
-        x, f, y, correlation = related(seed, 120)
-        off.append(np.abs(MultitaskGaussianProcess(random_state=0).fit(x, y).correlation_ - correlation).max())
+    """8 of 100 rows of one task: less than half the error that it has alone, over five draws of the model."""
+    mine, alone = [], []
+    for seed in range(5):
+        x, f, y, _ = related(seed)
         kept = rng(seed).permutation(len(x))[:8]
-        few = y.copy()
-        few[np.setdiff1d(np.arange(len(x)), kept), 1] = np.nan
-        model = MultitaskGaussianProcess(random_state=0).fit(x, few)
+        y[np.setdiff1d(np.arange(len(x)), kept), 1] = np.nan
+        model = MultitaskGaussianProcess(random_state=0).fit(x, y)
         single = GaussianProcessRegressor(Matern(2.5).scale(1.0), random_state=0).fit(x[kept], y[kept, 1])
         mine.append(np.sqrt(np.mean((model.predict(x)[:, 1] - f[:, 1]) ** 2)))
         alone.append(np.sqrt(np.mean((single.predict(x) - f[:, 1]) ** 2)))
         assert model.noise_[0] == pytest.approx(0.01, rel=0.5)
-    assert max(off) < 0.2  # three draws of a function over six lengthscales tell no more
-    assert np.mean(mine) < 0.4 * np.mean(alone), (mine, alone)
+    assert np.mean(mine) < 0.5 * np.mean(alone), (mine, alone)
+    x, _, y, correlation = related(0, 150, 40.0)  # forty lengthscales tell what six do not
+    assert np.abs(MultitaskGaussianProcess(random_state=0).fit(x, y).correlation_ - correlation).max() < 0.15
 
 
 def test_tasks_beyond_the_factor_are_learned_by_products(monkeypatch: pytest.MonkeyPatch) -> None:

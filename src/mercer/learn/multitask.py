@@ -22,7 +22,7 @@ from mercer.errors import DataError, ShapeError, StructureError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn.regress import as_given
-from mercer.learn.stochastic import RANK, Whole
+from mercer.learn.stochastic import BYTES, COPIES, RANK, Whole
 from mercer.learn.table import Scaler, plain, read, refuse_words
 from mercer.learn.tasks import Separable, Tasks, TasksLikelihood, algorithm, observed
 from mercer.learn.tune import Climb, Clock
@@ -33,7 +33,6 @@ log = logging.getLogger("mercer")
 ENTRIES, STEPS = 1000, 60  # observed entries to learn from, and gradients
 SHARE, SPREAD = 0.7, 2.0  # of the seconds; deviation of the prior of a log lengthscale
 NOISE, OWN = 0.1, 0.2  # where learning begins, of the variance of a task
-COLUMNS = 12  # float64 numbers for each entry of a block of right-hand sides
 
 
 class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
@@ -231,7 +230,7 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
     def _variance(self, x: Tensor) -> Tensor:
         """Of each task at scaled x, `m T`; never negative."""
         tasks, count = self._tasks, self._tasks.weights.shape[1]
-        size = max(int(memory_budget() // (8 * COLUMNS * max(len(self._row), 1) * count)), 1)
+        size = max(int(memory_budget() // (BYTES * COPIES * max(len(self._row), 1) * count)), 1)
         found = [torch.zeros(0, count, dtype=torch.float64)]
         for rows in x.split(size):
             prior = tasks.prior(rows)

@@ -167,6 +167,9 @@ def sample_posterior(model: Any, count: int, frequencies: int, random_state: Any
         moved = model.noise_**0.5 * spread - torch.cholesky_solve(before, middle)
     else:
         wrong = before + model._noises().sqrt()[:, None] * luck
-        exact = bool(model._roots)
-        moved = -(torch.cholesky_solve(wrong, model._roots[0]) if exact else model._engine(draws).solve(wrong).value)
+        if model._roots:
+            moved = -torch.cholesky_solve(wrong, model._roots[0])
+        else:
+            engine = model._engine(draws)
+            moved = -torch.cat([engine.solve(part).value for part in wrong.split(engine.columns, 1)], 1)
     return FunctionSamples(model, prior, known.repeat_interleave(count, 1) + moved, count)

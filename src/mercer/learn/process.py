@@ -26,7 +26,6 @@ from mercer.linalg import Cholesky
 
 METHODS = (None, "exact", "cg", "centres")
 STEPS = 40  # of learning on all rows, where time allows
-COLUMNS = 12  # float64 numbers for each entry of a block of right-hand sides
 BOUND = 10.0  # times the rounding error of a difference of two variances: what may be clipped to zero
 
 
@@ -160,9 +159,8 @@ class GaussianProcessRegressor(KernelRegressor):
         """The posterior variance of f at scaled x, `n`; never negative."""
         points = self._points.double()
         size = block_rows(len(points))
-        if self._by_cg:
-            size = max(min(size, memory_budget() // (8 * COLUMNS * len(points))), 1)
         engine = self._engine(min(size, len(x))) if self._by_cg and len(x) else None
+        size = size if engine is None else min(size, engine.columns)
         found = []
         for rows in x.split(size):
             prior = self.kernel_.diagonal(rows)

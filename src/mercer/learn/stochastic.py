@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import assemble
+from mercer.budget import memory_budget
 from mercer.errors import ConvergenceWarning
 from mercer.kernel import Kernel
 from mercer.learn.likelihood import Evidence, Part, gaussian, slopes
@@ -26,6 +27,7 @@ INNER, STEPS = 1e-3, 500  # what a round of float32 iterations is asked for
 LOOSE = 1e-4  # residual of random probes: far below what their number leaves to chance
 ACCURACY = 1e-3  # of a variance: how much too large it may be
 FIRST, ROUNDS = 0.03, 6  # tolerance of the first round of a variance, and rounds at most
+BYTES, COPIES = 8, 12  # of a number; of each right-hand side while it is solved for
 FLOOR = 1e-10  # of the prior variance: below it a variance is rounding
 
 
@@ -36,9 +38,11 @@ class Whole:
     """
 
     def __init__(self, k: Operator, close: Operator, noise: Tensor, rank: int, seed: int):
-        generator = torch.Generator().manual_seed(seed)
+        generator, n = torch.Generator().manual_seed(seed), max(k.shape[-1], 1)
+        rank = max(min(rank, n // 2, memory_budget() // (2 * BYTES * n)), 1)
+        self.columns = max(memory_budget() // (COPIES * BYTES * n), 1)  # right-hand sides that fit at once
         self.a, self.close = Shifted(k, noise), Shifted(close, noise.float())
-        self.p = NystromPreconditioner(min(rank, max(k.shape[-1] // 2, 1)), generator).prepare(self.a)
+        self.p = NystromPreconditioner(rank, generator).prepare(self.a)
 
     @classmethod
     @torch.no_grad()
