@@ -120,7 +120,7 @@ def test_moons_and_circles_are_told_apart(name: str, seed: int) -> None:
     assert abs(adjusted_rand_score(model.predict(new), true)) == 1
 
 
-@pytest.mark.parametrize("small", [1500, 10])
+@pytest.mark.parametrize("small", [500, 10])
 def test_modes_are_those_of_the_random_walk(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """P f = lambda f with P = D^-1 K, on training rows and, by the same equation, on new ones."""
     monkeypatch.setattr(gram, "SMALL", small)

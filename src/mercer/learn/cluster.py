@@ -157,7 +157,7 @@ class KernelSpectralClustering(ClusterMixin, GramEstimator):
     scale; None: when kernel is None. New rows come to the modes by the walk itself: f(x) = sum_i k(x, x_i) f(x_i) over
     eigenvalue and sum_i k(x, x_i).
     Fitted: labels_ `n`, eigenvalues_ `n_clusters` (near 1: a cluster of its own), embedding_ `n n_clusters`, kernel_.
-    Cost: n^3 / 3 flops to 1,500 rows, then Lanczos with products of K.
+    Cost: n^3 / 3 flops to 500 rows, then Lanczos with products of K.
     Raises StructureError. Source [ng2001], [bengio2003, sec. 3].
     """
 

@@ -26,7 +26,7 @@ from mercer.operator import Operator
 
 SAMPLE = 1000  # rows from which a lengthscale is taken
 NEIGHBOUR, PART = 7, 100  # the scale of neighbourhoods in a cluster: the 7th neighbour, or a hundredth of the rows
-SMALL, SHARE = 1500, 6  # rows up to which all of K is decomposed, and above which part of its pairs that is cheaper
+SMALL, SHARE = 500, 6  # rows up to which all of K is decomposed, and above which part of its pairs that is cheaper
 
 
 def median_distance(x: Tensor, generator: torch.Generator) -> float:

@@ -38,7 +38,7 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GramEstimator
     "epsilon": rows of projection below `threshold` count nothing, few rows bear the components. threshold: > 0, None:
     from the data. centre: subtract the mean (huber: spatial median). fit_inverse_transform: learn the way back.
     Fitted: eigenvalues_, row_weights_ `n` (low: an outlier), support_ (rows that bear), threshold_, n_iter_, kernel_.
-    Cost: svd n^3 / 3 flops to 1,500 rows, then Lanczos; dual n_iter_ products of K with n_components columns.
+    Cost: svd n^3 / 3 flops to 500 rows, then Lanczos; dual n_iter_ products of K with n_components columns.
     Raises ConvergenceWarning. Source [scholkopf1998], [tonin2023, sec. 3-4], [bakir2004] for the way back.
     """
 
