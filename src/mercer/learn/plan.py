@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.assemble import assemble
 from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 
@@ -18,7 +20,7 @@ FEWEST, CENTRES, MANY = 500, 3000, 10_000  # kernel centres: on a slow machine, 
 PATIENCE = 15.0  # seconds for a solve when no budget was given
 STEPS = 45  # iterations of a typical solve, trials of the noise included
 EXACT = 5e-11  # seconds of the exact path for each cubed row
-RATE_ROWS = 512
+RATE_ROWS, LONG, COLUMNS = 512, 4096, 6
 COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse, temporary
 
 
@@ -57,12 +59,14 @@ class Plan:
 class Speed:
     """What this machine does now, in a second.
 
-    values: kernel values; products: entries of a stored float32 matrix times a column; flops: in float64.
+    values: kernel values; products: entries of a stored float32 matrix times a column; flops: in float64; pairs: of
+    points in a product with six columns whose matrix is not stored.
     """
 
     values: float = 1e8
     products: float = 5e9
     flops: float = 5e10
+    pairs: float = 1e8
 
     @classmethod
     @torch.no_grad()
@@ -75,7 +79,13 @@ class Speed:
         values = max(len(some), 1) ** 2 / max(time.perf_counter() - start, 1e-6)
         products = _rate(torch.ones(5, 2048), torch.ones(2048, 2048))
         flops = 2 * _rate(torch.ones(768, 768, dtype=torch.float64), torch.ones(768, 768, dtype=torch.float64))
-        return cls(values, products, flops)
+        return cls(values, products, flops, max(1 / pair_seconds(kernel, x.shape[-1], COLUMNS), values / COLUMNS))
+
+
+def pair_seconds(kernel: Kernel, d: int, columns: int) -> float:
+    """Seconds of one pair of points in a long float32 product, by the operator that would serve it."""
+    points = torch.randn(LONG, d, generator=torch.Generator().manual_seed(0))
+    return assemble(kernel, points, points[: LONG // 2].clone(), rhs=columns).cost(columns).seconds() / (LONG**2 / 2)
 
 
 def _rate(a: Tensor, b: Tensor) -> float:
@@ -83,6 +93,47 @@ def _rate(a: Tensor, b: Tensor) -> float:
     start = time.perf_counter()
     torch.mm(a, b)
     return a.shape[0] * b.numel() / max(time.perf_counter() - start, 1e-6)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan, the seconds its solve should take, and why it is out of the question ("" where it is not)."""
+
+    plan: Plan
+    seconds: float
+    refused: str = ""
+
+
+def _exact(n: int, seconds: float, budget: int) -> Proposal:
+    need, took = COPIES * 8 * n * n, n**3 * EXACT
+    refused = f"more than {EXACT_ROWS:,} rows" if n > EXACT_ROWS else "too large" if need > budget else ""
+    return Proposal(Plan("cholesky", n, memory=need), took, refused or ("too slow" if took > seconds else ""))
+
+
+def _whole(n: int, seconds: float, budget: int, speed: Speed, columns: int) -> Proposal:
+    need = 4 * n * n + 4 * n * (4500 + 6 * columns)
+    took = n * n * (1 / speed.values + STEPS * columns * 1.5 / speed.products)
+    plan = Plan("cg", n, landmarks=min(1500, n // 8), memory=need)
+    return Proposal(plan, took, "too large" if need > budget else "too slow" if took > seconds else "")
+
+
+def _centred(algorithm: str, n: int, seconds: float, budget: int, speed: Speed, columns: int) -> Proposal:
+    """With as many centres as the seconds and the memory have room for."""
+    most = CENTRES if algorithm == "nystrom" else MANY
+    m = min(most, n, max(200, int((budget / 96) ** 0.5)))
+    while m > FEWEST and _seconds(algorithm, n, m, speed, columns, budget) > seconds:
+        m = max(int(0.85 * m), FEWEST)
+    stored = 4 * n * m if algorithm == "falkon" else 0
+    small = 8 * (8 if algorithm == "nystrom" else 4) * m * m + 4 * n * columns * 3
+    memory = small + (stored if stored + small <= budget else 2**23)
+    return Proposal(Plan(algorithm, n, landmarks=m, memory=memory), _seconds(algorithm, n, m, speed, columns, budget))
+
+
+def proposals(n: int, seconds: float, speed: Speed, outputs: int = 1) -> list[Proposal]:
+    """Every algorithm for n rows: exact, the whole kernel by CG, kernel centres by normal equations and by CG."""
+    budget, columns = memory_budget(), 5 * outputs
+    centred = [_centred(algorithm, n, seconds, budget, speed, columns) for algorithm in ("nystrom", "falkon")]
+    return [_exact(n, seconds, budget), _whole(n, seconds, budget, speed, columns), *centred]
 
 
 def choose(
@@ -93,26 +144,15 @@ def choose(
     seconds: what the solve may take (None: 15). speed: of this machine, asked for where it matters. The memory budget
     decides as well.
     """
-    budget, seconds = memory_budget(), PATIENCE if seconds is None else seconds
-    exact = COPIES * 8 * n * n
-    if n <= EXACT_ROWS and exact <= budget and (n <= 1000 or n**3 * EXACT <= seconds):
-        return Plan("cholesky", n, memory=exact)
-    speed = speed() if callable(speed) else speed or Speed()
-    columns = 5 * outputs
-    full = 4 * n * n + 4 * n * (4500 + 6 * columns)
-    if full <= budget and n * n * (1 / speed.values + STEPS * columns * 1.5 / speed.products) <= seconds:
-        return Plan("cg", n, landmarks=min(1500, n // 8), memory=full)
-    found: dict[str, Plan] = {}
-    for algorithm, most in (("nystrom", CENTRES), ("falkon", MANY)):
-        m = min(most, n, max(200, int((budget / 96) ** 0.5)))
-        while m > FEWEST and _seconds(algorithm, n, m, speed, columns, budget) > seconds:
-            m = max(int(0.85 * m), FEWEST)
-        stored = 4 * n * m if algorithm == "falkon" else 0
-        small = 8 * (8 if algorithm == "nystrom" else 4) * m * m + 4 * n * columns * 3
-        memory = small + (stored if stored + small <= budget else 2**23)
-        found[algorithm] = Plan(algorithm, n, landmarks=m, memory=memory)
-    more = found["falkon"].landmarks > 1.5 * found["nystrom"].landmarks  # CG is worth its loose ends only then
-    return found["falkon" if more else "nystrom"]
+    seconds = PATIENCE if seconds is None else seconds
+    first = _exact(n, math.inf if n <= 1000 else seconds, memory_budget())
+    if not first.refused:
+        return first.plan
+    _, whole, nystrom, falkon = proposals(n, seconds, speed() if callable(speed) else speed or Speed(), outputs)
+    if not whole.refused:
+        return whole.plan
+    more = falkon.plan.landmarks > 1.5 * nystrom.plan.landmarks  # CG is worth its loose ends only then
+    return falkon.plan if more else nystrom.plan
 
 
 def centres(n: int, most: int) -> Plan:
@@ -124,8 +164,10 @@ def centres(n: int, most: int) -> Plan:
 def _seconds(algorithm: str, n: int, m: int, speed: Speed, columns: int, budget: int) -> float:
     if algorithm == "nystrom":
         return 2 * n * m / speed.values + (2.0 * n * m * m + 8 * m**3 / 1.5) / speed.flops
-    passes = 1 if 4 * n * m + 32 * m * m <= budget else 2 * STEPS  # kept in memory, or formed again for each product
-    return n * m * (passes / speed.values + 2 * STEPS * columns / speed.products) + 2 * m**3 / speed.flops
+    again = 2 * STEPS * max(columns, COLUMNS) / COLUMNS / speed.pairs  # for each product, or once and kept in memory
+    kept = 1 / speed.values + 2 * STEPS * columns / speed.products
+    each = min(again, kept) if 4 * n * m + 32 * m * m <= budget else again
+    return n * m * each + 2 * m**3 / speed.flops
 
 
 def sentence(plan: Plan) -> str:
