@@ -252,7 +252,8 @@ class EigenProClassifier(ClassifierMixin, EigenProEstimator):
         return np.concatenate([-found, found], 1) / (1 if self.loss == "squared" else 2)
 
     def _logits(self, X: Any) -> np.ndarray:
-        return self.calibration_.logits(self._each_class(self._all_scores(X)[1]))
+        _, scores = self._all_scores(X)
+        return self.calibration_.logits(self._each_class(scores))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""
@@ -265,7 +266,8 @@ class EigenProClassifier(ClassifierMixin, EigenProEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest label of each row, `n`."""
-        return self.classes_[self._logits(X).argmax(1)]
+        best = self._logits(X).argmax(1)
+        return self.classes_[best]
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""

@@ -22,6 +22,7 @@ from mercer.errors import DataError, ShapeError
 from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.descent import Batch, Descent, Loss, State
 from mercer.learn.draw import Start, drawn
+from mercer.learn.plan import EXACT_ROWS
 from mercer.learn.precondition import FRESH, Apart, Own, Pace, Steps, pace, spare
 from mercer.learn.rows import SAMPLE, Rows
 from mercer.learn.spec import to_spec
@@ -60,6 +61,8 @@ class EigenProEstimator(BaseEstimator, ABC):
     random_state: Any
     _held: tuple[Tensor, Tensor]
     _shown: int = 0  # rows that the preconditioner was made from
+    _made: Steps | None = None
+    _passes: int = 0  # calls of partial_fit
 
     @abstractmethod
     def _begin(self, rows: Rows, keep: np.ndarray, seed: int) -> Start:
@@ -127,9 +130,10 @@ class EigenProEstimator(BaseEstimator, ABC):
         self._points = torch.empty(0, rows.columns)
         self._held = self._empty(rows)
         self._hold(rows, ~keep)
-        steps = self._steps(rows, keep)
+        self._passes, steps = 0, self._steps(rows, keep)
         state = State.fresh(len(steps.points), self._outputs(rows)) if found is None else State.of(*found)
         self._descend(rows, keep, steps, state, clock, checkpoint, self.epochs)
+        self._made = None  # it is made again where more rows come, and need not be pickled
 
     def _partial(self, rows: Rows, codes: np.ndarray | None = None) -> None:
         """One pass over these rows, from the weights as they are."""
@@ -138,7 +142,6 @@ class EigenProEstimator(BaseEstimator, ABC):
         rows.refuse_gaps()
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            self._passes = 0
         keep = self._keep(rows, self._seed + self._passes)
         if fresh:
             self._took(self._begin(rows, keep, self._seed))
@@ -149,7 +152,7 @@ class EigenProEstimator(BaseEstimator, ABC):
         state = State.fresh(len(steps.points), old.shape[1])
         state.w[: len(old)] = old
         state.best, state.next = state.w.clone(), state.w.clone()
-        self._passes = getattr(self, "_passes", 0) + 1
+        self._passes = self._passes + 1
         checkpoint = Checkpoint(None, "")
         self._descend(rows, keep, steps, state, Clock.of(self.time_budget), checkpoint, 1)
 
@@ -196,7 +199,7 @@ class EigenProEstimator(BaseEstimator, ABC):
 
     def _steps(self, rows: Rows, keep: np.ndarray) -> Steps:
         """The centres with these rows, and the preconditioner: made again where centres or rows were added."""
-        have, self._first = getattr(self, "_made", None), len(self._points)
+        have, self._first = self._made, len(self._points)
         points = self._grown(rows, keep)
         enough = have is not None and min(self.subsample, int(keep.sum())) <= self._shown
         if have is not None and len(points) == len(self._points) and enough and self._first:
@@ -230,7 +233,7 @@ class EigenProEstimator(BaseEstimator, ABC):
         place = torch.from_numpy(self._first + np.cumsum(keep) - 1) if isinstance(steps, Own) else None
 
         def batches(epoch: int) -> Iterator[Batch]:
-            for at in rows.shuffled(found.batch, self._seed + 7 * epoch + getattr(self, "_passes", 0), keep):
+            for at in rows.shuffled(found.batch, self._seed + 7 * epoch + self._passes, keep):
                 yield at, self._scaled(rows, at), self._targets(rows, at), None if place is None else place[at]
 
         told = {"seed": self._seed, "start": self._start.plain()}
@@ -253,8 +256,9 @@ class EigenProEstimator(BaseEstimator, ABC):
         found = [np.zeros((0, self._weights.shape[1]))]
         for part in x.split(SAMPLE):
             if len(part):
-                op = assemble(self.kernel_, part, self._points, rhs=self._weights.shape[1])
-                found.append(op.matmul(self._weights.float()).double().numpy())
+                dtype = torch.float64 if len(self._points) <= EXACT_ROWS else torch.float32
+                op = assemble(self.kernel_, part.to(dtype), self._points.to(dtype), rhs=self._weights.shape[1])
+                found.append(op.matmul(self._weights.to(dtype)).double().numpy())
         return np.concatenate(found)
 
     def _all_scores(self, X: Any) -> tuple[Tensor, np.ndarray]:
