@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -21,7 +22,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from mercer.errors import ConvergenceWarning, DataError, ShapeError, StructureError
+from mercer.budget import memory
+from mercer.errors import ConvergenceWarning, DataError, MemoryBudgetError, ShapeError, StructureError
 from mercer.kernels import Constant, Gaussian, Matern, Riesz
 from mercer.learn import VariationalGaussianProcess, VariationalGaussianProcessClassifier, sparse
 from mercer.learn.ascend import Course, _Whole
@@ -272,6 +274,9 @@ def test_intervals_cover_and_the_mean_is_found(name: str) -> None:
     error = np.sqrt(np.mean((model.predict(x[400:]) - truth[400:]) ** 2))
     # about 12 free numbers learned from 400 counts of variance 3.4: 0.32 counts, a seventh of the signal
     assert error < (0.22 if name == "poisson" else 0.15) * truth.std()
+    grid = np.arange(60.0) if name == "poisson" else np.linspace(-150, 250, 4001)
+    density = np.exp(model.log_predictive_density(np.full((len(grid), 1), 0.3), grid))
+    assert density.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-3)  # the tails beyond hold less
     assert model.history_[-1] == model.bound_ and model.history_[-1] > model.history_[0]
     if name != "poisson":  # 0.3 of the signal's scale, squared, in units of what y was divided by
         assert math.sqrt(model.noise_) * model.target_.scale[0] == pytest.approx(2.1, rel=0.12)
@@ -289,15 +294,17 @@ def test_heavy_tails_beat_normal_ones_where_there_are_outliers() -> None:
 
 @pytest.mark.parametrize("name", ["gaussian", "poisson"])
 def test_batches_come_near_all_rows_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y, truth = simulated(name, 300)
+    x, y, _ = simulated(name, 300)
     start = VariationalGaussianProcess(
-        Matern(2.5, 1.0).scale(1.0), name, landmarks=12, batch=75, epochs=8, tolerance=1e-3, random_state=0
+        Matern(2.5, 1.0).scale(1.0), name, landmarks=12, batch=75, epochs=30, tolerance=1e-3, random_state=0
     ).fit(x, y)
     monkeypatch.setattr(sparse, "WHOLE", 100)
     batches = VariationalGaussianProcess(**start.get_params()).fit(x, y)
     assert batches.plan_.steps > 6 and "of 75 rows each" in batches.plan_.sentence
     assert abs(start.bound_ - batches.bound_) < 0.02 * 300  # nats for each row
-    assert np.abs(batches.predict(x) - start.predict(x)).max() < 0.1 * truth.std()
+    assert abs(batches.history_[-2] - batches.bound_) < 0.15 * 300  # what batches say of all rows
+    wanted, deviation = start.predict(x, return_std=True)
+    assert (np.abs(batches.predict(x) - wanted) < 0.5 * deviation).all()  # well inside what the data leave open
     with monkeypatch.context() as fewer:
         fewer.setattr(sparse, "MOVES", 0)
         if name == "poisson":
@@ -324,6 +331,17 @@ def test_memory_maps_are_streamed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
         model.fit(broken, y)
 
 
+def test_work_stays_in_the_memory_budget_or_says_what_fits() -> None:
+    x, y = problem(300)
+    with memory("1M"):
+        model = VariationalGaussianProcess(landmarks=60, batch=1000, epochs=1, random_state=0)
+        model.fit(x, y)
+    assert 1 < int(re.findall(r"of (\d+) rows each", model.plan_.sentence)[0]) < 300
+    assert model.plan_.memory <= 2**20
+    with memory("1M"), pytest.raises(MemoryBudgetError, match="landmarks fit"):
+        VariationalGaussianProcess(kernel(), landmarks=x, learn=False).fit(x, y)
+
+
 def test_interruption_and_time_keep_what_was_learned() -> None:
     x, y = problem(200)
 
@@ -333,22 +351,22 @@ def test_interruption_and_time_keep_what_was_learned() -> None:
 
     model = VariationalGaussianProcess(landmarks=10, progress=stop, random_state=0).fit(x, y)
     assert model.plan_.interrupted and "interrupted" in model.plan_.sentence
-    assert model.score(x, y) > 0.5
+    assert model.score(x, y) > 0.2 and len(model.history_) == 2  # where it began, with q at its best
     short = VariationalGaussianProcess(landmarks=10, time_budget=1e-3, random_state=0).fit(x, y)
     assert "give more time" in short.plan_.sentence and np.isfinite(short.bound_)
 
 
 def test_labels_of_two_and_three_classes() -> None:
-    x, y = make_moons(300, noise=0.25, random_state=0)
+    x, y = make_moons(240, noise=0.25, random_state=0)
     a, b, ya, yb = train_test_split(x, np.where(y == 1, "up", "down"), test_size=0.5, random_state=0)
-    model = VariationalGaussianProcessClassifier(landmarks=12, random_state=0).fit(a, ya)
+    model = VariationalGaussianProcessClassifier(landmarks=10, random_state=0).fit(a, ya)
     chances = model.predict_proba(b)
     line = LogisticRegression().fit(a, ya)
     assert log_loss(yb, chances) < 0.75 * log_loss(yb, line.predict_proba(b))
     assert (model.predict(b) == model.classes_[chances.argmax(1)]).all() and model.score(b, yb) > 0.9
     np.testing.assert_allclose(model.log_predictive_density(b, yb).mean(), -log_loss(yb, chances), rtol=1e-10)
-    a, b, ya, yb = train_test_split(*load_iris(return_X_y=True), test_size=0.4, random_state=0)
-    model = VariationalGaussianProcessClassifier(landmarks=8, random_state=0).fit(a, ya)
+    a, b, ya, yb = train_test_split(*load_iris(return_X_y=True), test_size=0.5, random_state=0)
+    model = VariationalGaussianProcessClassifier(landmarks=6, random_state=0).fit(a, ya)
     np.testing.assert_allclose(model.predict_proba(b).sum(1), 1)
     assert model.score(b, yb) > 0.9
     with pytest.raises(DataError, match="label 7"):

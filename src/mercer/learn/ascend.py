@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 from torch import Tensor, nn
 
 from mercer.errors import NotPositiveDefiniteError
@@ -57,8 +57,14 @@ def leaves(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def _is_log(name: str) -> bool:
-    return name.split(".")[-1].startswith("log_")
+def limits(named: Sequence[tuple[str, nn.Parameter]]) -> list[tuple[Tensor, Tensor]]:
+    """(least, most) of each parameter: logarithms stay within +-11.5, wider where they start outside."""
+    found = []
+    for name, p in named:
+        at, free = p.detach(), torch.full_like(p.detach(), math.inf)
+        is_log = name.split(".")[-1].startswith("log_")
+        found.append(((at - 1).clamp_max(NARROW), (at + 1).clamp_min(WIDE)) if is_log else (-free, free))
+    return found
 
 
 class _Whole:
@@ -82,13 +88,6 @@ class _Whole:
             for _, p in self.named:
                 p.copy_(torch.from_numpy(theta[at : at + p.numel()]).reshape(p.shape))
                 at += p.numel()
-
-    def bounds(self) -> list[tuple[float | None, float | None]]:
-        found: list[tuple[float | None, float | None]] = []
-        for name, p in self.named:
-            for v in p.detach().flatten().tolist():
-                found.append((min(NARROW, v - 1), max(WIDE, v + 1)) if _is_log(name) else (None, None))
-        return found
 
     def evaluate(self) -> tuple[float, np.ndarray]:
         """(bound at the best q, gradient) where the model stands; q is kept."""
@@ -129,9 +128,10 @@ def whole(model: Inducing, q: Posterior, x: Tensor, y: Tensor, course: Course, t
     Cost: for each step about 12 n m^2 flops, and 8 n m float64 numbers.
     """
     target = _Whole(model, q, x, y, course)
+    ends = [torch.cat([side.flatten() for side in sides]).numpy() for sides in zip(*limits(target.named), strict=True)]
     try:
         found = minimize(
-            target, target.at, jac=True, method="L-BFGS-B", bounds=target.bounds(),
+            target, target.at, jac=True, method="L-BFGS-B", bounds=Bounds(*ends),
             options={"maxiter": STEPS, "ftol": tolerance * len(x) / max(abs(target(target.at)[0]), 1.0) / 10},
         )  # fmt: skip
         course.settled = bool(found.success)
@@ -171,6 +171,7 @@ def stochastic(
     """
     named = leaves(model)
     adam = torch.optim.Adam([p for _, p in named], lr=rate) if named else None
+    ends = limits(named)
     best, since, step = -math.inf, 0, 0
     try:
         for epoch in range(most):
@@ -183,7 +184,7 @@ def stochastic(
                 value = model.bound(q, seen)
                 total, count, step = total + float(value.detach()) * len(x), count + len(x), step + 1
                 if adam is not None and bool(torch.isfinite(value)):
-                    _ascend(adam, named, value / rows)
+                    _ascend(adam, named, ends, value / rows)
                 course.steps = step
             course.say(total / count)
             since = 0 if total / count > best + tolerance * rows else since + 1
@@ -197,8 +198,10 @@ def stochastic(
     return q
 
 
-def _ascend(adam: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]], value: Tensor) -> None:
-    """One step of Adam up the bound; a step with a slope that is not finite is left out."""
+def _ascend(
+    adam: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]], ends: list[tuple[Tensor, Tensor]], value: Tensor
+) -> None:
+    """One step of Adam up the bound, within `ends`; a step with a slope that is not finite is left out."""
     slopes = torch.autograd.grad(-value, [p for _, p in named], allow_unused=True)
     if not all(s is None or bool(torch.isfinite(s).all()) for s in slopes):
         return
@@ -206,6 +209,5 @@ def _ascend(adam: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]], 
         p.grad = slope
     adam.step()
     with torch.no_grad():
-        for name, p in named:
-            if _is_log(name):
-                p.clamp_(NARROW, WIDE)
+        for (_, p), (low, high) in zip(named, ends, strict=True):
+            p.clamp_(low, high)

@@ -18,8 +18,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from mercer.budget import memory_budget, mib
 from mercer.claims import Claim
-from mercer.errors import ConvergenceWarning, DataError, ShapeError, StructureError
+from mercer.errors import ConvergenceWarning, DataError, MemoryBudgetError, ShapeError, StructureError
 from mercer.features.nystrom import cholesky_landmarks
 from mercer.kernel import Kernel
 from mercer.kernels import Scaled
@@ -37,9 +38,16 @@ log = logging.getLogger("mercer")
 WHOLE = 4000  # rows up to which all of them take part in every step
 DRAWN = 5000  # rows that landmarks are drawn from
 WARM, LEARNING = 0.3, 0.75  # of the seconds: until the first kernel is there, until learning ends
+JUDGED = 1000  # rows that judge the first kernel
+PROMISED = 8  # steps of the first kernels, whatever the time
 START = 0.1  # noise relative to the output scale, before anything is learned
 MOVES = 100  # of q at the end
 ENDS = {True: 1e-9, False: 1e-5}  # gain of such a move, in nats for each row, that ends them: few rows, many
+
+
+def planned(m: int, rows: int, outputs: int) -> int:
+    """Peak bytes of a step with m landmarks and so many rows."""
+    return 8 * m * (8 * rows + 10 * m * outputs)
 
 
 class SparseProcess(BaseEstimator, ABC):
@@ -92,18 +100,52 @@ class SparseProcess(BaseEstimator, ABC):
             found = learn(
                 mine, START if self.noise is None else float(self.noise), x, (warm - warm.mean(0)) / size, clock,
                 generator, profile=False, keep_noise=self.noise is not None, share=WARM, progress=self.progress,
+                promised=PROMISED,
             )  # fmt: skip
-            kernel = found.kernel
-            if hasattr(observed, "noise") and self.noise is None:
-                observed.noise = max(found.noise, 1e-6)
-            elif self.kernel is None and isinstance(kernel, Scaled) and not hasattr(observed, "noise"):
+            better = found.kernel
+            if self.kernel is None and isinstance(better, Scaled) and not hasattr(observed, "noise"):
                 units = min(1 / max(found.noise, 0.05), 10.0)  # f is seen in those of the link, not in those of y
-                kernel.variance = kernel.variance.detach() * units
+                better.variance = better.variance.detach() * units
+            some = slice(None, None, -(-len(x) // JUDGED))
+            kernel = self._likelier(
+                [(better, found.noise), (kernel, START)], observed, x[some], y[some], centre, generator
+            )
         kernel.requires_grad_(self.learn)
         observed.requires_grad_(self.learn and self.noise is None)
         model = Inducing(kernel, self._places(kernel, x, generator), observed, centre, RIDGE if self.learn else 0.0)
         model.z.requires_grad_(self.learn)
         return model
+
+    def _likelier(
+        self, pairs: list[tuple[Kernel, float]], observed: Observation, x: Tensor, y: Tensor, centre: Tensor,
+        generator: torch.Generator,
+    ) -> Kernel:  # fmt: skip
+        """The kernel of the larger bound; least squares of few rows or of labels may end far out. Sets the noise."""
+        bounds = []
+        for kernel, noise in pairs:
+            if self.noise is None and hasattr(observed, "noise"):
+                observed.noise = max(noise, 1e-6)
+            with torch.no_grad():
+                model = Inducing(kernel, self._places(kernel, x, generator), observed, centre, RIDGE)
+                seen = model.see(x, y, model.lower())
+                q = Posterior.prior(len(model.z), y.shape[1])
+                bounds.append(settle(model, q, [seen].copy, MOVES, 1e-4 * len(x)).bound)
+        best = 0 if bounds[0] >= bounds[1] else 1
+        if self.noise is None and hasattr(observed, "noise"):
+            observed.noise = max(pairs[best][1], 1e-6)
+        return pairs[best][0]
+
+    def _height(self, n: int, m: int, outputs: int) -> int:
+        """Rows that take part in a step: all, a batch, or what the memory budget holds."""
+        budget, fixed = memory_budget(), planned(m, 0, outputs)
+        if planned(m, 1, outputs) > budget:
+            raise MemoryBudgetError(
+                f"{m:,} landmarks and {outputs} output(s) need {mib(fixed)}, the budget is {mib(budget)}: "
+                f"about {int(m * (budget / fixed) ** 0.5 * 0.9):,} landmarks fit"
+            )
+        room = int((budget - fixed) // (planned(m, 1, outputs) - fixed))
+        wanted = n if n <= WHOLE else int(self.batch)
+        return min(n, wanted if room >= wanted else min(room, int(self.batch)))
 
     def _places(self, kernel: Kernel, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where the landmarks begin."""
@@ -129,7 +171,8 @@ class SparseProcess(BaseEstimator, ABC):
         model = self._begun(rows, observed, target, centre, clock, generator)
         q, n = Posterior.prior(len(model.z), outputs), len(rows)
         course = Course(clock, LEARNING, self.progress)
-        full = n <= WHOLE
+        height = self._height(n, len(model.z), outputs)
+        full = height >= n
         if full:
             everything = slice(0, n)
             x, y = self.scaler_(rows.take(everything)), target(everything)
@@ -139,15 +182,15 @@ class SparseProcess(BaseEstimator, ABC):
             else:
 
                 def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-                    for at in rows.shuffled(int(self.batch), seed + epoch):
+                    for at in rows.shuffled(height, seed + epoch):
                         yield self.scaler_(rows.take(at)), target(at)
 
                 q = stochastic(model, q, batches, n, int(self.epochs), 0.02, course, self.tolerance)
-        self._finish(rows, model, q, target, course)
+        self._finish(rows, model, q, target, course, height)
 
     @torch.no_grad()
     def _finish(
-        self, rows: Rows, model: Inducing, q: Posterior, target: Callable[[Any], Tensor], course: Course
+        self, rows: Rows, model: Inducing, q: Posterior, target: Callable[[Any], Tensor], course: Course, height: int
     ) -> None:
         """The best q for the kernel that was learned, by passes over all rows."""
         lower, n, clock = model.lower(), len(rows), course.clock
@@ -156,7 +199,7 @@ class SparseProcess(BaseEstimator, ABC):
             for at in rows.blocks(block_rows(len(model.z) * (2 + q.mean.shape[1]))):
                 yield model.see(self.scaler_(rows.take(at)), target(at), lower)
 
-        tolerance = ENDS[n <= WHOLE] * n
+        tolerance = ENDS[height >= n] * n
 
         def late() -> bool:
             return clock.interrupted or (clock.seconds is not None and clock.used() > 0.95 * clock.seconds)
@@ -170,12 +213,12 @@ class SparseProcess(BaseEstimator, ABC):
         self.landmarks_ = model.z.detach().numpy()
         noise = getattr(model.observed, "noise", None)
         self.noise_ = None if noise is None else float(noise)
-        self.plan_ = self._plan(n, course, found.steps, found.gain / n, found.bound)
+        self.plan_ = self._plan(n, height, course, found.steps, found.gain / n, found.bound)
         log.info("%s: %s", type(self).__name__, self.plan_.sentence)
 
-    def _plan(self, n: int, course: Course, moves: int, gain: float, bound: float) -> Plan:
+    def _plan(self, n: int, height: int, course: Course, moves: int, gain: float, bound: float) -> Plan:
         m, model = len(self._model.z), self._model
-        how = "of all rows (L-BFGS)" if n <= WHOLE else f"of {self.batch:,} rows each (natural gradients and Adam)"
+        how = "of all rows (L-BFGS)" if height >= n else f"of {height:,} rows each (natural gradients and Adam)"
         learned = f"learned by {course.steps:,} steps {how}" if course.steps else "with kernel and landmarks as given"
         last = "closed form" if model.observed.conjugate else f"{moves} natural gradient passes"
         if not course.steps:
@@ -185,8 +228,7 @@ class SparseProcess(BaseEstimator, ABC):
         else:
             why = "" if course.settled else "; learning stopped before the bound did: give more time or epochs"
         rest = f", last gain {gain:.1e} nats for each row" if gain > 0 else ""
-        height = n if n <= WHOLE else max(int(self.batch), 1)
-        memory = 8 * (8 * m * height + 10 * m * m * self._q.mean.shape[1])
+        memory = planned(m, height, self._q.mean.shape[1])
         sentence = (
             f"{m:,} landmarks for {n:,} rows, {learned}; q by {last}{rest}: bound {bound / n:.4g} nats for each row, "
             f"jitter {model.jitter:.1e}, {memory / 2**20:,.0f} MiB planned, {course.clock.used():.1f} s{why}"
