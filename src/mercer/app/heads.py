@@ -14,6 +14,7 @@ from mercer.app.head import MEAN, MEDIAN, PLAIN, Head, no_worse
 from mercer.app.targets import Target
 from mercer.kernel import Kernel
 from mercer.learn import KernelClassifier, KernelRidge
+from mercer.learn.metric import metric_of
 from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.tails import CHANCE, LogScale, beyond, heavy, less, pull
@@ -55,10 +56,17 @@ class Lesson:
     form: str = PLAIN
 
     def on(self, labels: Sequence[str]) -> tuple[Kernel, float] | None:
-        """(kernel, noise) on other coordinates; new ones get the middle lengthscale. None where there is no way."""
+        """(kernel, noise) on other coordinates; new ones get the middle lengthscale, or no part in a metric.
+
+        None where there is no way.
+        """
         if list(labels) == self.labels:
             return self.kernel, self.noise
         spec = to_spec(self.kernel)
+        if spec["name"] == "Metric":
+            rows, none = dict(zip(self.labels, spec["matrix"], strict=True)), [0.0] * len(spec["matrix"][0])
+            spec["matrix"] = [rows.get(label, none) for label in labels]
+            return from_spec(spec), self.noise
         scales = spec.get("arguments", {}).get("lengthscale")
         if not isinstance(scales, list) or len(scales) != len(self.labels):
             return None
@@ -229,17 +237,11 @@ def stopped(head: Head) -> bool:
     return bool(getattr(head.model.plan_, "interrupted", False))
 
 
-def _lengthscales(model: Any) -> np.ndarray | None:
-    found = [m.lengthscale for m in model.kernel_.modules() if getattr(m, "lengthscale", None) is not None]
-    own = [s.detach().double().numpy() for s in found if s.ndim == 1 and len(s) == model.n_features_in_]
-    return own[0] if own else None
-
-
 def whereabouts(head: Head, x: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Where the width of bands is looked up: coordinates in the kernel's own distance, and the prediction."""
-    model, scales = head.model, _lengthscales(head.model)
+    model = head.model
     z = model.coordinates(x).numpy()
-    share = np.ones(z.shape[1]) if scales is None else 1 / scales
+    share = metric_of(model.kernel_, z.shape[1]).diagonal().sqrt().numpy()
     share = share / np.linalg.norm(share)
     level = (found - model.target_.centre) / model.target_.scale
     return np.concatenate([z * share, level * level.shape[1] ** -0.5], axis=1)

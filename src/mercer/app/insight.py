@@ -15,10 +15,13 @@ from mercer.app.frame import Frame
 from mercer.app.heads import kernel_matrix, predict
 from mercer.app.scores import main, score
 from mercer.app.targets import Target
+from mercer.learn.metric import directions, metric_of
 
 _ROWS, _BACKGROUND, _POINTS, _SPECTRUM_ROWS = 600, 48, 24, 600
 _MOST_CURVES, _MOST_COLUMNS = 6, 60
 _CELLS = 2**21  # of coordinates predicted at once: many columns of few rows are slow one by one
+_SHARES = 8  # columns whose share of the distance is shown
+_DIRECTIONS, _PARTS, _FAINT = 3, 6, 0.15  # combinations shown, coordinates of each, and the least beside the largest
 _MOVES = 30_000  # rows predicted to see how far predictions move with each column
 Bands = Callable[[Frame, list[np.ndarray]], list[tuple[np.ndarray, np.ndarray] | None]]
 
@@ -145,6 +148,34 @@ def spectrum(trained: Trained, frame: Frame, seed: int) -> Spectrum | None:
     values = np.maximum(np.linalg.eigvalsh(matrix)[::-1], 0.0)
     noise = max(noise * len(rows) / frame.rows, 1e-12)
     return Spectrum(values.tolist(), float((values / (values + noise)).sum()), len(rows))
+
+
+def distance(trained: Trained) -> dict[str, Any] | None:
+    """What the first learner's kernel takes as distance: the share of each column, and of leading combinations.
+
+    shares: of the squared distance of two rows on average, by the diagonal of the kernel's metric, largest first;
+    directions: where a metric was learned, its eigenvectors for coordinates in deviations, strongest first.
+    """
+    rows, model = trained.encoder.sample, trained.heads[0].model
+    if len(rows) < 2:
+        return None
+    spread = model.coordinates(rows).std(0).numpy()
+    matrix = spread[:, None] * metric_of(model.kernel_, len(spread)).numpy() * spread
+    total = max(float(np.trace(matrix)), 1e-300)
+    each = np.zeros(len(trained.encoder.encoders))
+    np.add.at(each, trained.encoder.sources(), np.diag(matrix) / total)
+    shares = [[trained.encoder.encoders[i].column, float(each[i])] for i in np.argsort(-each)[:_SHARES]]
+    found: dict[str, Any] = {"shares": shares, "directions": []}
+    if directions(model.kernel_):
+        values, vectors = np.linalg.eigh(matrix)
+        labels = trained.encoder.labels()
+        for value, vector in list(zip(values[::-1], vectors.T[::-1], strict=True))[:_DIRECTIONS]:
+            order = np.argsort(-np.abs(vector))[:_PARTS]
+            first = vector[order[0]]
+            clear = [i for i in order if abs(vector[i]) > _FAINT * abs(first)]
+            parts = [[labels[i], float(np.sign(first) * vector[i])] for i in clear]
+            found["directions"].append({"share": float(value / total), "parts": parts})
+    return found
 
 
 def coordinates(frame: Frame) -> tuple[int, int] | None:

@@ -139,7 +139,7 @@ def _judge(
 def _insights(outcome: Outcome, ready: Prepared, model: Model, seed: int, watch: Watch) -> dict[str, Any]:
     """Importance, responses and spectrum; on Ctrl-C those done so far."""
     names = ready.frame.names()
-    found: dict[str, Any] = {"importance": [], "responses": [], "spectrum": None, "order": list(range(len(names)))}
+    found: dict[str, Any] = {"importance": [], "responses": [], "order": list(range(len(names)))}
     trained = model.trained
     watch.stage("what matters")
     falls = insight.importance(outcome, ready.frame, ready.targets, seed)
@@ -164,7 +164,7 @@ def _insights(outcome: Outcome, ready: Prepared, model: Model, seed: int, watch:
         )
         found["responses"] += [curve | {"target": what} for curve in curves]
     spectrum = insight.spectrum(trained, ready.frame, seed)
-    found["spectrum"] = asdict(spectrum) if spectrum is not None else None
+    found |= {"spectrum": spectrum and asdict(spectrum), "distance": insight.distance(trained)}
     return found
 
 
@@ -206,7 +206,7 @@ def _facts(
         "notes": ready.sentences + outcome.notes, "targets": targets, "verdicts": verdicts(targets, folds, job.group),
         "columns": say.columns(ready.frame, ready.notes, ready.inputs()),
         "data_sentence": say.data_sentence(ready.frame, ready.notes, ready.table.num_rows),
-        "importance": learned["importance"], "responses": learned["responses"], "spectrum": learned["spectrum"],
+        **{key: learned[key] for key in ("importance", "responses", "spectrum", "distance")},
         "plans": plans, "algorithms": [p["sentence"] for p in plans], "kernel": plans[0]["kernel"] if plans else "",
         "kernel_sentence": plans[0]["kernel_sentence"] if plans else "",
         "map": [ready.frame.columns[i].name for i in pair] if pair else None, "pictures": [], "picture_sentence": "",

@@ -9,6 +9,7 @@ import numpy as np
 
 from mercer.app import figures
 from mercer.app.blocks import Section, bar, heads, section
+from mercer.app.combinations import in_words, signed
 from mercer.app.oof import Judged
 from mercer.app.verdict import promise
 from mercer.app.words import amount, count, number, percent, shown
@@ -144,6 +145,23 @@ def trust(facts: dict[str, Any], judged: Sequence[Judged]) -> Section:
     )
 
 
+def _distance(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the kernel takes as distance: the share of each column and, where they were learned, of combinations."""
+    found = facts.get("distance")
+    if not found:
+        return []
+    pictures = [
+        {"svg": signed("columns", "share of the distance", found["shares"]),
+         "caption": "How much each column has in what the kernel takes as the distance of two rows."}
+    ]  # fmt: skip
+    for place, direction in enumerate(found["directions"]):
+        title = f"combination {place + 1}: {percent(direction['share'], 0)} of the distance"
+        drawn = signed(f"combination {place}", title, direction["parts"])
+        pictures.append({"svg": drawn, "caption": in_words(direction)})
+    heading = "What makes two rows alike" if len(pictures) == 1 else "Which combinations make two rows alike"
+    return [{"heading": heading, "figures": pictures}]
+
+
 def matters(facts: dict[str, Any]) -> Section:
     """What matters, and response curves."""
     found = facts["importance"]
@@ -178,6 +196,7 @@ def matters(facts: dict[str, Any]) -> Section:
     curves = [{"svg": figures.response(c["column"], c["target"], c), "caption": ""} for c in facts["responses"]]
     if curves:
         blocks.append({"heading": "How the prediction moves with each", "figures": curves})
+    blocks += _distance(facts)
     line = (
         "Two views: how far the predictions of training rows move when the column alone takes another row's value, and "
         "what the score on unseen rows loses when it is shuffled. Columns that say the same share what is lost. "
