@@ -83,6 +83,8 @@ def test_drawn_conditionals_stand_for_all() -> None:
     whole, found = target.evaluate(gradient=False)[0], []
     for _ in range(40):
         target.draw(100, generator)
+        members, weights = target.parts[0]
+        assert len(members) == 100 and float(weights.sum()) == pytest.approx(300, abs=1e-9)  # each stands for its share
         found.append(target.evaluate(gradient=False)[0])
     assert abs(np.mean(found) - whole) < 4 * np.std(found) / math.sqrt(40) and np.std(found) > 0
 
