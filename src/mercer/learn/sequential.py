@@ -63,7 +63,9 @@ class Conditionals(Evidence):
         if n > rows:
             later = first + torch.randperm(n - first, generator=generator)[: rows - first].sort().values
             members = torch.cat([members[:first], members[later]])
-            weights = torch.cat([weights[:first], torch.full((len(later),), (n - first) / len(later)).double()])
+            weights = torch.cat(
+                [weights[:first], torch.full((len(later),), (n - first) / len(later), dtype=torch.float64)]
+            )
         self.parts: list[Part] = [(members, weights)]
 
     def _part(self, part: Part, gradient: bool) -> tuple[float, list[Tensor]]:
