@@ -173,6 +173,9 @@ def test_held_out_rows_end_a_fit_that_would_learn_noise() -> None:
         early = FalkonRegressor(**arguments).fit(x, y)
         late = FalkonRegressor(**arguments, early_stopping=False).fit(x, y)
     assert early.stopped_ == "held-out"
+    assert np.square(early._seen[1]).mean() == pytest.approx(
+        early.validation_error_, rel=1e-6
+    )  # the best is what is kept
     assert early.validation_error_ == min(line[2] for line in early.history_) < 0.9 * late.validation_error_
 
 
