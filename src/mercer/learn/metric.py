@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mercer.assemble import assemble
+from mercer.budget import memory_budget
 from mercer.kernel import Kernel, ProfileKernel, Scaled, Warped
 from mercer.kernels import Matern, Metric
 from mercer.learn import plan as planning
@@ -24,6 +26,7 @@ SLOPES = 4000  # rows whose gradients are averaged
 PAIRS = 256  # rows whose kernel values set the scale of a new metric
 POWER = 0.5  # of the average gradient outer product: 1 lets the strongest direction crowd out the others
 FINER = 0.7  # step of the search for a lengthscale
+BYTES = 96  # of memory for each squared centre
 FEW = 500  # rows that are solved exactly, and the fewest kernel centres of more
 NOISES = (0.1, 0.3, 3.0, 10.0)  # multiples of the noise that are tried
 LEAST_ROWS, MOST_COLUMNS, HELD = 1000, 300, 4000  # of a table whose metric is tried, and rows that judge it
@@ -152,7 +155,10 @@ class Recursion:
         """(a fit of these rows, the mean square of what left-out ones are missed by)."""
         data, n = self.data, len(self.data.x)
         factors = list(NOISES) if self.search else []
-        noise, centres = max(noise, self.least), min(self.centres, max(n // 4, FEW))
+        noise, centres = (
+            max(noise, self.least),
+            min(self.centres, max(n // 4, FEW), int((memory_budget() / BYTES) ** 0.5)),
+        )
         if n <= centres:
             plan = planning.Plan("cholesky", n)
             found = exact(kernel, noise, data.x, data.y, plan, factors, self.clock, data.share)
@@ -180,7 +186,7 @@ class Recursion:
             noise = fitted.noise
             with torch.no_grad():
                 points = self.data.held_x.to(fitted.points.dtype)
-                found = kernel.block(points, fitted.points) @ fitted.weights
+                found = assemble(kernel, points, fitted.points).matmul(fitted.weights)
             yield Stage(kernel, noise, (found.double() - self.data.held_y).square().mean(1))
             if step < steps:
                 some = self.data.x[:SLOPES].to(fitted.points.dtype)
