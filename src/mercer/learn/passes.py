@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import assemble
-from mercer.budget import memory_budget
+from mercer.budget import memory, memory_budget
 from mercer.kernel import Kernel
 from mercer.learn.rows import Rows
 from mercer.learn.table import Scaler
@@ -19,6 +19,7 @@ from mercer.operator import Operator
 KEEP, BLOCK = 4, 16  # shares of the memory budget: of rows that stay in memory, of a block that does not
 LEAST, MOST = 1024, 2**17  # rows of a block
 MANY = 60  # products of a solve
+STORED = 2**29  # bytes of K that are kept at most
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Passes:
             done += len(block)
             y.append(goal)
             weight += [] if heavy is None else [heavy]
-        k = assemble(self.kernel, x, self.z, rhs=self.columns, products=MANY)
+        with memory(min(memory_budget(), STORED)):  # K itself only where it is small, however much room there is
+            k = assemble(self.kernel, x, self.z, rhs=self.columns, products=MANY)
         return Part(x, k, torch.cat(y), torch.cat(weight) if weight else None)
 
     def __iter__(self) -> Iterator[Part]:

@@ -19,6 +19,7 @@ from mercer.linalg.cg import Conjugate
 log = logging.getLogger("mercer")
 
 PATIENCE, LITTLE = 6, 1e-3  # iterations in which the held-out error must fall, and by what share
+NEAR, RISE = 0.02, 0.02  # a residual from which it may be taken at its word, or a rise of the error
 CYCLES, AIM = 20, 1e-2  # times that the residual is measured in float64, and its share that float32 goes on to
 SLACK = 1.0001  # rounding of the last measure
 Judge = Callable[[Tensor], Tensor]
@@ -172,7 +173,9 @@ class Walk:
             columns = self._columns([place])
             if error < float(self.errors[place]) or not self.patience.early:
                 self.errors[place], self.best[:, columns] = error, now.x[:, columns]
-            if self.patience.early and int(self.since[place]) >= PATIENCE:
+            small = bool((now.r[:, columns].norm(dim=0) <= NEAR * self.start[columns]).all())
+            over = small or error > (1 + RISE) * float(self.errors[place])  # standing still far away is no end
+            if self.patience.early and int(self.since[place]) >= PATIENCE and over:
                 now.alive[columns] = False
 
     def _tell(self, now: Conjugate, b: Tensor) -> None:
@@ -199,7 +202,7 @@ class Walk:
         here = b[:, self._columns(self.groups)]
         while True:
             passed = float(self.last[0]) > (1 + LITTLE) * float(self.errors[0])  # worse than what led to it
-            early = self._rated() and (passed or int(self.since[0]) >= PATIENCE)
+            early = self._rated() and (passed or not bool(self.now.alive.all()))
             self.best = self.best if early or (self._rated() and self.stopped) else self.now.x.clone()
             r = here - self._product(self.best, [0], wide=True)
             self.residual = self._size(r, b)
