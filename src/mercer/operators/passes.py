@@ -44,15 +44,17 @@ def product(kernel: ProfileKernel, x: Tensor, y: Tensor, v: Tensor, height: int,
             buffer = v.new_empty(height * width)
             for i in starts:
                 rows = slice(i, min(i + height, n))
+                total = torch.zeros(rows.stop - i, v.shape[-1], dtype=torch.float64, device=v.device)
                 for j in range(0, m, width):
                     if stop:
                         return
                     cols = slice(j, min(j + width, m))
-                    high, wide = rows.stop - rows.start, cols.stop - cols.start
+                    high, wide = rows.stop - i, cols.stop - j
                     tile = buffer[: high * wide].view(high, wide)
                     s = outer_products(u[rows], w[cols], tile) if pairs is None else pairs.tile(rows, cols, tile)
                     block = kernel.profile(s) if factor is None else s.mul_(factor).exp2_()
-                    out[rows].addmm_(block, v[cols])
+                    total += block @ v[cols]
+                out[rows] = total
 
     starts = range(0, n, height)
     size = max(-(-len(starts) // STRIPES), 1)
