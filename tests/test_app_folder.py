@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from mercer.app.targets import Target
 from mercer.budget import memory
 from mercer.errors import DataError, MercerError
 from mercer.learn import KernelClassifier, KernelRidge, LocalConformal
+from mercer.learn.options import options
 from mercer.learn.plan import choose
 
 
@@ -348,6 +350,7 @@ def test_a_plan_is_said_for_every_algorithm_there_is():
     facts = {
         "rows": 9, "columns": 2, "coordinates": 3, "targets": [{"name": "y", "task": "regression"}], "dropped": [],
         "notes": [], "trainings": 6, "seconds": 60.0, "budget": 2**30,
+        "learners": [{**asdict(o), "plan": None} for o in options(9, 3)],
     }  # fmt: skip
     with memory(2**33):  # not what happens to be free
         found = [choose(n, s) for n in (100, 20_000, 50_000, 1_000_000) for s in (1.0, 15.0, 7200.0)]
