@@ -472,6 +472,7 @@ _F, _OP, _FE, _NN, _CMP = (
     f"tests/test_{room}.py::test_" for room in ("kernels", "operators", "features", "nn", "compare")
 )
 _LIN, _LEARN = "tests/test_linalg.py::test_", "tests/test_learn.py::test_"
+_PROCESS, _VARIATIONAL = "tests/test_process.py::test_", "tests/test_variational.py::test_"
 _MAR = "tests/test_margins.py::test_"
 _KRY, _SPE, _GRA = (f"tests/test_linalg_{part}.py::test_" for part in ("krylov", "spectral", "gradients"))
 
@@ -547,7 +548,7 @@ COVERED: dict[str, str] = {
     "learn.FalkonClassifier": "tests/test_falkon.py::test_log_odds_equal_scikit_learn_on_nystrom_features",
     "learn.KernelRidge": _LEARN + "ridge_agrees_with_scikit_learn",
     "learn.GaussianProcessRegressor": _LEARN + "process_agrees_with_scikit_learn",
-    "learn.MultitaskGaussianProcess": "tests/test_process.py::test_predictions_for_tasks_are_those_of_one_large_gaussian",
+    "learn.MultitaskGaussianProcess": _PROCESS + "predictions_for_tasks_are_those_of_one_large_gaussian",
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
     "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
     "learn.RecursiveFeatureClassifier": "tests/test_rfm.py::test_a_classifier_learns_directions_too",
@@ -568,8 +569,8 @@ COVERED: dict[str, str] = {
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VecchiaGaussianProcess": "tests/test_vecchia_gp.py::test_predictions_with_all_neighbours_are_exact",
     "learn.LatentVecchiaProcess": "tests/test_vecchia_gp.py::test_gaussian_posterior_of_all_neighbours_is_exact",
-    "learn.VariationalGaussianProcess": "tests/test_variational.py::test_with_every_row_a_landmark_it_is_the_exact_process",
-    "learn.VariationalGaussianProcessClassifier": "tests/test_variational.py::test_labels_of_two_and_three_classes",
+    "learn.VariationalGaussianProcess": _VARIATIONAL + "with_every_row_a_landmark_it_is_the_exact_process",
+    "learn.VariationalGaussianProcessClassifier": _VARIATIONAL + "labels_of_two_and_three_classes",
     "compare.mmd": _CMP + "statistic_equals_the_double_loop",
     "compare.squared_mmd": _CMP + "statistic_equals_the_double_loop",
     "compare.MMDResult": _CMP + "null_draws_are_the_statistic_of_permuted_samples",

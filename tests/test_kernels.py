@@ -7,8 +7,10 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from mercer import kernels
+from mercer.assemble import assemble
 from mercer.claims import Claim
 from mercer.errors import ShapeError, StructureError
 from tests.catalogue import KERNELS, KernelCase
@@ -384,3 +386,54 @@ def test_arccosine_at_zero_and_opposite_vectors():
         (g,) = torch.autograd.grad(kernel.block(x, x).sin().sum(), x, create_graph=True)
         (h,) = torch.autograd.grad(g.square().sum(), x)
         assert torch.isfinite(g).all() and torch.isfinite(h).all() and g.abs().max() < 1e3
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fill_value_is_far_away_and_harms_no_other_row(nu, dtype):
+    y = torch.cat([torch.randn(20, 3), torch.full((1, 3), 1e20)]).to(dtype)
+    if dtype == torch.float64:
+        y[-1] = 1e200
+    x = torch.randn(30, 3, dtype=dtype)
+    v = torch.ones(21, 1, dtype=dtype)
+    found = (kernels.Matern(nu)(x, y) @ v).detach()
+    near = kernels.Matern(nu).block(x, y[:-1]).detach() @ v[:-1]
+    torch.testing.assert_close(found, near)
+    assert not kernels.Matern(nu).log_block(x, y).isnan().any()
+
+
+@pytest.mark.parametrize("d", [3, 8])
+@pytest.mark.parametrize(
+    "make", [lambda: kernels.Gaussian(1.3), lambda: kernels.Matern(1.5), lambda: kernels.Periodic()]
+)
+def test_vmap_of_a_block_is_the_batch(make, d):
+    x, y = torch.randn(3, 4, d, dtype=torch.float64), torch.randn(5, d, dtype=torch.float64)
+    kernel = make()
+    torch.testing.assert_close(torch.func.vmap(lambda a: kernel.block(a, y))(x), kernel.block(x, y))
+
+
+def test_a_changed_profile_is_not_run_by_the_code_of_its_parent():
+    class Cauchy(kernels.Gaussian):
+        def profile(self, s):
+            return 1 / (1 + s)
+
+    x = torch.randn(9, 3, dtype=torch.float64)
+    assert Cauchy().program() is None and kernels.Gaussian().program() is not None
+    want = 1 / (1 + torch.cdist(x, x).square())
+    torch.testing.assert_close((Cauchy()(x) @ torch.ones(9, 1, dtype=torch.float64)), want.sum(1, keepdim=True))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, at its first dual number
+def test_forward_mode_is_refused_and_never_dropped():
+    x = torch.randn(9, 3)
+    kernel, one = kernels.Gaussian(), torch.ones(9, 1)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for task in (
+            lambda: kernel(dual, x).dense(),
+            lambda: kernel(dual, x) @ one,
+            lambda: assemble(kernel, dual, x, products=10**5) @ one,
+            lambda: kernel(x, x).normal(forward_ad.make_dual(one, one)),
+        ):
+            with pytest.raises(NotImplementedError, match="jvp"):
+                task()

@@ -6,9 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
+from mercer import memory
 from mercer.kernels import ExpDot, Gaussian, Laplace, Matern, RationalQuadratic
-from mercer.operators.passes import product, servable
+from mercer.operators import Tiled
+from mercer.operators.passes import copies, product, servable
+from tests.peak import peak_bytes
 
 PROFILES = {
     "gaussian": (lambda s: Gaussian(s), lambda s, q: torch.exp(-q / (2 * s * s))),
@@ -79,6 +83,35 @@ def test_what_it_leaves_to_the_general_loop():
         assert not servable(kernel + kernel, x, x, v)
         assert not servable(kernel, x[None], x, v)
         assert not servable(kernel, x, x, v.float())
+
+
+def test_copies_that_do_not_fit_are_left_to_the_general_loop():
+    x, v = torch.randn(4000, 50), torch.randn(4000, 1)
+    with memory("2M"), torch.no_grad():
+        assert copies(x, x) == 2 * 4000 * 154 * 4 and not servable(Gaussian(1.0), x, x, v)
+        tiled = Tiled(Gaussian(5.0), x, x + 0.1)
+        assert tiled.cost().memory <= 2**21
+        took = peak_bytes(lambda: tiled @ v)
+        assert took <= 2**21
+    with torch.no_grad():
+        assert servable(Gaussian(1.0), x, x, v)
+        torch.testing.assert_close(tiled @ v, Gaussian(5.0).block(x, x + 0.1).detach() @ v, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, at its first dual number
+def test_transforms_and_dual_numbers_are_not_for_it():
+    x, v = torch.randn(5, 3, dtype=torch.float64), torch.ones(5, 1, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        assert not servable(Gaussian(1.0), forward_ad.make_dual(x, x), x, v)
+    seen = []
+
+    def inner(a):
+        with torch.no_grad():
+            seen.append(servable(Gaussian(1.0), a, x, v))
+        return a.sum()
+
+    torch.func.vmap(inner)(torch.randn(2, 5, 3, dtype=torch.float64))
+    assert seen == [False]
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (1, 1)])

@@ -171,7 +171,8 @@ class ProfileKernel(Kernel, ABC):
         return None
 
     def program(self) -> list[Step] | None:
-        op, *parameters = self.native() or (None,)
+        own = next(vars(c) for c in type(self).__mro__ if {"native", "profile", "block"} & vars(c).keys())
+        op, *parameters = (self.native() if "native" in own else None) or (None,)  # a changed profile is not native
         if op is None:
             return None
         if type(self).coordinates is not ProfileKernel.coordinates:

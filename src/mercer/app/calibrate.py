@@ -25,6 +25,7 @@ PROFILES: dict[str, Kernel] = {
 ON_DOT = ("polynomial", "identity", "arccosine")
 FEW, MANY = 6, 2**17  # rows and columns of a product whose time is that of packing the columns
 WIDE = 6000  # points on each side of the product that shows what threads bring
+FRESH = 2**24  # numbers of fresh memory
 SIZE = 1536  # points on each side: large enough to fill the caches, small enough for a second in all
 
 
@@ -105,7 +106,8 @@ def _dense(dtype: torch.dtype) -> dict[str, float]:
     one, many = torch.ones(2048, 1, dtype=dtype), torch.ones(2048, 9, dtype=dtype)
     read = 1e9 * best(lambda: matrix @ one) / matrix.numel()
     more = 1e9 * best(lambda: (many.mT @ matrix.mT).mT) / matrix.numel()
-    return {"dense.read": read, "dense.rhs": max((more - read) / 8, 1e-3)}
+    make = 1e9 * best(lambda: torch.empty(FRESH, dtype=dtype).zero_()) / FRESH
+    return {"dense.read": read, "dense.rhs": max((more - read) / 8, 1e-3), "dense.make": make}
 
 
 def calibrate() -> Path:

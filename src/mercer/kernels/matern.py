@@ -15,6 +15,7 @@ from mercer.parameter import Positive
 from mercer.statistic import Statistic
 
 # Functions of q = r^2. Each order's derivative is a multiple of the order below; see [rasmussen2006, eq. 4.16-4.17].
+_FAR = 1e4  # e^-r is zero in float64 too, and an infinite r does not meet it as infinity times zero
 _HALF = (lambda q: exp(q.sqrt(), -1.0), off_zero(lambda q: -0.5 * exp(q.sqrt(), -1.0) / q.sqrt()))
 
 
@@ -23,13 +24,17 @@ def _times(factor: float, links: tuple) -> tuple:
 
 
 def _linear(q: Tensor) -> Tensor:
-    r = q.sqrt()
+    r = q.sqrt().clamp_max(_FAR)
     return (1 + r) * exp(r, -1.0)
 
 
 def _quadratic(q: Tensor) -> Tensor:
-    r = q.sqrt()
-    return (1 + r + q / 3) * exp(r, -1.0)
+    r = q.sqrt().clamp_max(_FAR)
+    return (1 + r + r * r / 3) * exp(r, -1.0)
+
+
+def _finite(r: Tensor) -> Tensor:
+    return r.clamp_max(1e30)
 
 
 _THREE_HALVES = (_linear, *_times(-1 / 2, _HALF))
@@ -38,12 +43,12 @@ _FIVE_HALVES = (_quadratic, *_times(-1 / 6, _THREE_HALVES))
 _LOG_LINKS = {
     0.5: (lambda q: -q.sqrt(), off_zero(lambda q: -0.5 / q.sqrt())),
     1.5: (
-        lambda q: torch.log1p(q.sqrt()) - q.sqrt(),
+        lambda q: torch.log1p(_finite(q.sqrt())) - q.sqrt(),
         lambda q: -0.5 / (1 + q.sqrt()),
         off_zero(lambda q: 0.25 / (q.sqrt() * (1 + q.sqrt()).square())),
     ),
     2.5: (
-        lambda q: torch.log1p(q.sqrt() + q / 3) - q.sqrt(),
+        lambda q: torch.log1p(_finite(q.sqrt() + q / 3)) - q.sqrt(),
         lambda q: -(1 + q.sqrt()) / (6 + 6 * q.sqrt() + 2 * q),
         lambda q: (1 / 18 + q.sqrt() / 36) / (1 + q.sqrt() + q / 3).square(),
         off_zero(lambda q: _bend(q.sqrt())),

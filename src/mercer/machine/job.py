@@ -15,11 +15,11 @@ from mercer.kernel import Step
 from mercer.machine import library, threads
 from mercer.machine.schedule import SYMMETRIC, indices, rounds, row_count, stretches
 from mercer.numerics import centre
+from mercer.numerics.forward import dual
 from mercer.statistic import Statistic
 
 STATISTICS = {Statistic.SQUARED_DISTANCE: 0, Statistic.DISTANCE: 1, Statistic.L1_DISTANCE: 2, Statistic.DOT: 3}
-NAMES = {torch.float32: "float", torch.float64: "double"}
-PARTS = {None: 0, "lower": 1, "upper": 2}
+NAMES, PARTS = {torch.float32: "float", torch.float64: "double"}, {None: 0, "lower": 1, "upper": 2}
 STRIP = 6  # rows that the core takes at once
 PACKED = 2**23  # bytes of packed columns and one strip of values that `normal` may hold for each thread
 SHORT = 2e6  # entries of the matrix, weighed by what each takes, below which threads are not worth their start
@@ -73,7 +73,7 @@ def prepare(program: Sequence[Step], x: Tensor, y: Tensor) -> tuple[list[Factor]
         if step.statistic is not None:
             left, right = (x, y) if step.points is None else step.points(x, y)
             scale = step.scale
-            fits = left.shape[-1] == right.shape[-1] and left.dtype == right.dtype
+            fits = left.shape[-1] == right.shape[-1] and left.dtype == right.dtype and not dual(left, right, scale)
             if not fits or (scale is not None and scale.ndim and scale.shape[-1] != left.shape[-1]):
                 raise OutOfRange  # the definition says what is wrong, or does it
             factors.append(Factor(left, right, scale, step.statistic))

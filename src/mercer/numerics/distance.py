@@ -38,7 +38,7 @@ def _direct(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     s = _zeros(x, y) if out is None else out
     if torch._C._are_functorch_transforms_active():
         for difference in _differences(x, y):
-            s.addcmul_(difference, difference)
+            s = s + difference.square()
         return s
     if not x.shape[-1]:
         return s.zero_()
@@ -114,7 +114,7 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, kink: bool) -> Tensor:
-        if torch._C._are_functorch_transforms_active() and x.shape[-1] <= DIRECT_COLUMNS:
+        if torch._C._are_functorch_transforms_active():  # sizes of batched numbers cannot be asked for
             return _direct(x, y)
         return Pairs(x, y, kink).tile(slice(None), slice(None))
 

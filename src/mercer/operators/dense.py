@@ -13,7 +13,7 @@ from mercer.claims import LINEAR, NO_CLAIMS, Claim, Claims
 from mercer.operator import Cost, Operator
 from mercer.operators.fused import Fused, fusible
 from mercer.operators.kept import Kept
-from mercer.operators.speed import core_seconds, dense_seconds, tile_seconds
+from mercer.operators.speed import core_seconds, dense_seconds, fresh_seconds, tile_seconds
 from mercer.operators.tiled import COPIES, KERNEL_FLOPS, TILE, Tiled
 
 THIN = 32  # columns up to which a product is better taken transposed
@@ -94,6 +94,8 @@ def stored(request: Request) -> Operator | None:
     tiled = Tiled(kernel, x, x if request.square else y, kernel.claims if request.square else NO_CLAIMS)
     pairs = float(torch.Size(tiled.shape).numel())
     work = pairs * (2 * x.shape[-1] + KERNEL_FLOPS)
+    fresh = fresh_seconds(pairs, x.dtype)
     if fusible(kernel, x):
-        return Dense.deferred(Fused(tiled), work, core_seconds(kernel.program() or [], x, pairs, tiled.shape[-1], 1))
-    return Dense.deferred(tiled, work, tile_seconds(kernel, x, pairs, 0))
+        seconds = core_seconds(kernel.program() or [], x, pairs, tiled.shape[-1], 1)
+        return Dense.deferred(Fused(tiled), work, seconds + fresh)
+    return Dense.deferred(tiled, work, tile_seconds(kernel, x, pairs, 0) + fresh)

@@ -16,6 +16,7 @@ from mercer.kernel import Kernel
 from mercer.machine import core
 from mercer.machine.job import OutOfRange, Run, known
 from mercer.machine.schedule import SYMMETRIC, stretches
+from mercer.numerics.forward import dual
 from mercer.operator import Cost, Operator
 from mercer.operators.slopes import gradients, runs
 from mercer.operators.softmax import Softmax
@@ -55,7 +56,7 @@ class Fused(Operator):
 
     def normal(self, v: Tensor, weights: Tensor | None = None) -> Tensor:
         tensors = (self.tiled.x, self.tiled.y, v, *self.tiled.kernel.parameters())
-        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        tracked = dual(v, weights) or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         if tracked or self.tiled.log_scale is not None or v.ndim != 2:
             return super().normal(v, weights)
         if 8.0 * v.numel() * len(stretches(self.shape[-2])) > self._room(v.shape[-1]):  # sums of each stretch of rows

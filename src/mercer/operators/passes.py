@@ -7,24 +7,33 @@ import functools
 import torch
 from torch import Tensor
 
+from mercer.budget import memory_budget
 from mercer.kernel import Kernel, ProfileKernel
 from mercer.machine.threads import Stop, run
 from mercer.numerics.distance import Pairs
 from mercer.numerics.elementary import LOG2_E
+from mercer.numerics.forward import dual
 from mercer.numerics.matmul import outer_products
 from mercer.statistic import Statistic
 
 SQUARED = {Statistic.SQUARED_DISTANCE: False, Statistic.DISTANCE: True}  # and whether the profile has a kink
-STRIPES = 16  # threads at most; how rows are cut depends on their number alone, and so do the bits of the sums
+STRIPES = 16  # threads at most
+
+
+def copies(x: Tensor, y: Tensor) -> int:
+    """Bytes of the points as `product` prepares them: moved, scaled, and packed with their norms."""
+    return (x.shape[-2] + y.shape[-2]) * (3 * x.shape[-1] + 4) * x.element_size()
 
 
 def servable(kernel: Kernel, *tensors: Tensor) -> bool:
-    """Whether `product` does it: one statistic, no batch, no gradient, outside torch.func."""
+    """Whether `product` does it: one statistic, no batch, no gradient, outside torch.func, room for copies."""
     if not isinstance(kernel, ProfileKernel) or kernel.statistic not in (*SQUARED, Statistic.DOT):
         return False
     if any(t.ndim != 2 or t.dtype not in (torch.float32, torch.float64) for t in tensors):
         return False
     if len({t.dtype for t in tensors}) > 1 or torch._C._are_functorch_transforms_active():
+        return False
+    if 2 * copies(tensors[0], tensors[1]) > memory_budget() or dual(*tensors, *kernel.parameters()):
         return False
     return not torch.is_grad_enabled() or not any(t.requires_grad for t in (*tensors, *kernel.parameters()))
 

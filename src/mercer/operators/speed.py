@@ -62,6 +62,11 @@ def tile_seconds(kernel: Kernel, x: Tensor, pairs: float, rhs: int) -> float:
     return CALL + NANO * pairs * each / rate.threads(dtype)
 
 
+def fresh_seconds(numbers: float, dtype: torch.dtype) -> float:
+    """Of touching so many numbers of fresh memory for the first time."""
+    return NANO * numbers * rates()("dense.make", dtype)
+
+
 def dense_seconds(numbers: float, rhs: int, dtype: torch.dtype) -> float:
     """Of a product with a stored matrix of so many numbers."""
     rate = rates()

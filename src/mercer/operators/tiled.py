@@ -16,7 +16,7 @@ from mercer.kernel import Kernel, ProfileKernel
 from mercer.numerics import exp
 from mercer.operator import Cost, Operator
 from mercer.operators.converted import Converted
-from mercer.operators.passes import product, servable
+from mercer.operators.passes import copies, product, servable
 from mercer.operators.speed import tile_seconds
 from mercer.operators.tilesum import Plan, Tensors, tile_sum
 
@@ -111,9 +111,11 @@ class Tiled(Operator):
         batch = max(math.prod(self.shape[:-2]), 1)
         work = batch * n * m * (2 * self.x.shape[-1] + KERNEL_FLOPS + 2 * rhs)
         points = self.kernel.workspace(self.x.shape[-1]) * (height + width)
-        memory = batch * self.dtype.itemsize * (COPIES * height * width + points)
+        memory = batch * self.dtype.itemsize * (COPIES * height * width + points) * torch.get_num_threads()
+        if isinstance(self.kernel, ProfileKernel) and 2 * copies(self.x, self.y) <= memory_budget():
+            memory += copies(self.x, self.y)  # made by the loop without a gradient
         seconds = tile_seconds(self.kernel, self.x, float(batch) * n * m, rhs)
-        return Cost(0, work, memory * torch.get_num_threads(), 0.0, seconds)
+        return Cost(0, work, memory, 0.0, seconds)
 
     def dense(self) -> Tensor:
         """The matrix itself, `... n m`, formed in tiles. Raises MemoryBudgetError when it does not fit."""
