@@ -1,6 +1,7 @@
 """Operators: linear maps. Importing this room registers the rules by which `assemble` finds them."""
 
-import mercer.operators.rounding  # noqa: F401  (it registers the bound of errors)
+import mercer.operators.linear
+import mercer.operators.rounding  # noqa: F401  (they register a rule, and the bound of errors)
 from mercer.operator import Composed, Diagonal, Normalised, Operator, Scaled, Selected, Sum
 from mercer.operators.block import Block
 from mercer.operators.blocktoeplitz import BlockToeplitz
