@@ -36,7 +36,7 @@ from mercer.kernels import (
     Wendland,
 )  # fmt: skip
 from mercer.machine import core
-from mercer.operators import Dense, Diagonal, Fused, Pivots, Shifted, Tiled, Toeplitz
+from mercer.operators import Dense, Diagonal, Fused, LowRank, Pivots, Shifted, Tiled, Toeplitz
 from mercer.operators.rounding import entry_error
 from mercer.operators.tilesum import GROUPS
 from tests.catalogue import CANNOT, OPERATORS
@@ -570,3 +570,19 @@ def test_the_error_of_pivots_is_that_of_what_is_used():
     left = float((1 - found.factor().detach().double().square().sum(-1)).max())
     rounded = len(found.pivots) * torch.finfo(torch.float32).eps
     assert abs(found.error - left - rounded) < 1e-6 and left > 0
+
+
+def test_a_linear_kernel_is_low_rank_and_follows_its_lengthscale():
+    g = torch.Generator().manual_seed(0)
+    x, y, v = (torch.randn(n, d, generator=g, dtype=torch.float64) for n, d in ((40, 3), (30, 3), (30, 2)))
+    kernel = Linear([0.5, 1.0, 2.0])
+    op = kernel(x, y)
+    assert isinstance(op, LowRank) and isinstance(kernel(x), LowRank)
+    scale = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)  # 1 / lengthscale^2
+    torch.testing.assert_close((op @ v).detach(), (x * scale) @ (y.mT @ v), rtol=1e-13, atol=1e-13)
+    with torch.no_grad():
+        kernel.log_lengthscale.zero_()
+    torch.testing.assert_close((op @ v).detach(), x @ (y.mT @ v), rtol=1e-13, atol=1e-13)
+    (op @ v).sum().backward()
+    want = -2 * ((x * (y.mT @ v).sum(1)).sum(0))  # d/dlog l of x y / l^2 at l = 1
+    torch.testing.assert_close(kernel.log_lengthscale.grad, want, rtol=1e-12, atol=1e-12)

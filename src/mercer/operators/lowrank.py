@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mercer.assemble import Request, rule
 from mercer.budget import memory_budget
 from mercer.claims import NO_CLAIMS, PSD, Claim, Claims
-from mercer.errors import ShapeError
+from mercer.errors import ShapeError, StructureError
 from mercer.feature import FeatureMap
 from mercer.operator import Cost, Operator
 from mercer.operators.kept import Kept
@@ -54,6 +54,11 @@ class Factor:
     @property
     def lazy(self) -> bool:
         return self._values is None
+
+    @property
+    def signed(self) -> bool:
+        """Whether these are the points of a linear kernel."""
+        return getattr(self._phi, "signed", False)
 
     @property
     def height(self) -> int:
@@ -145,6 +150,11 @@ class LowRank(Operator):
             left = Factor(left.all())
             right = left if self._right is self._left else Factor(self._right.all())
         return left, right, at_once
+
+    def stabilised(self) -> Operator:
+        if self._left.signed:  # of a kernel that has no logarithm
+            raise StructureError("a kernel that may be negative has rows that cannot be normalised; use a positive one")
+        return self
 
     def matmul(self, v: Tensor) -> Tensor:
         left, right, run = self._ready()
