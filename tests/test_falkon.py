@@ -423,3 +423,9 @@ def test_bad_arguments_are_named() -> None:
         FalkonRegressor(Gaussian(0.5), **given()).fit(x, np.where(np.arange(50) == 7, np.nan, y))
     with memory("20K"), pytest.raises(MemoryBudgetError, match="take at most"):
         FalkonRegressor(Gaussian(0.5), 40, **given()).fit(x, y)
+
+
+def test_few_first_rows_give_few_centres_and_say_so():
+    x, y = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20.0)
+    with pytest.warns(MercerWarning, match="keeps the 20 centres that its first rows gave, not 50"):
+        FalkonRegressor(Gaussian(1.0), centres=50, learn=False).partial_fit(x, y)

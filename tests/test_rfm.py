@@ -268,3 +268,12 @@ def test_every_learner_takes_the_metric(kind: type, monkeypatch: pytest.MonkeyPa
         plain = kind(random_state=0).fit(x[:400], y[:400])
         assert learned.directions(plain.kernel_) == 0
         assert model.score(x[400:], y[400:]) > plain.score(x[400:], y[400:]) + 0.02
+
+
+def test_a_constant_has_no_directions():
+    random = np.random.default_rng(0)
+    y = random.normal(size=60)
+    model = RecursiveFeatureMachine(iterations=1, random_state=0).fit(np.ones((60, 3)), y)
+    assert np.allclose(model.predict(np.ones((2, 3))), model.predict(np.ones((1, 3)))) and model.iteration_ == 0
+    flat = RecursiveFeatureMachine(iterations=1, random_state=0).fit(random.normal(size=(60, 3)), np.ones(60))
+    assert np.allclose(flat.predict(np.zeros((1, 3))), 1.0)

@@ -138,6 +138,12 @@ def test_the_digest_tells_fits_apart():
     x, y = np.arange(40.0).reshape(20, 2), np.arange(20.0)
     found = digest(Plain(Gaussian(1.0)), Rows(x, y))
     assert found == digest(Plain(Gaussian(1.0), epochs=7, checkpoint="f"), Rows(x.copy(), y.copy()))
+    long = np.zeros((130_000, 2))
+    for row in (1, 49_999, 77_777, 129_999):  # every row counts
+        wrong, label = long.copy(), long[:, 0].copy()
+        wrong[row, 1], label[row] = 1e-9, 1e-9
+        plain = digest(Plain(), Rows(long, long[:, 0]))
+        assert plain != digest(Plain(), Rows(wrong, long[:, 0])) and plain != digest(Plain(), Rows(long, label))
     many = np.random.default_rng(0).normal(size=(2000, 2))
     other = many.copy()
     other[1000, 1] += 1e-9

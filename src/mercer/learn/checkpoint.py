@@ -18,7 +18,8 @@ from mercer.errors import DataError
 from mercer.learn.rows import Rows
 
 EVERY = 5.0  # seconds between two savings: what a kill may cost
-FORMAT = 1
+BLOCK = 50_000  # rows that are hashed at once
+FORMAT = 2
 
 
 def _named(value: Any) -> str:
@@ -32,15 +33,16 @@ def _named(value: Any) -> str:
 
 
 def digest(estimator: Any, rows: Rows) -> str:
-    """What tells one fit from another: the estimator, its arguments, the size of the table and a sample of it."""
+    """What tells one fit from another: the estimator, its arguments, and every row."""
     skip = {"checkpoint", "progress", "epochs", "max_iterations", "time_budget"}  # more patience is no other fit
     arguments = {k: _named(v) for k, v in estimator.get_params(deep=False).items() if k not in skip}
     kind = [type(estimator).__name__, arguments, rows.x.shape, str(rows.x.dtype)]
     found = hashlib.sha256(json.dumps(kind).encode())
-    at = rows.sample(1000)
-    found.update(np.ascontiguousarray(rows.x[at]).tobytes())
-    if rows.y is not None:
-        found.update(repr(rows.y[at].tolist()).encode())
+    for at in rows.blocks(BLOCK):
+        found.update(np.ascontiguousarray(rows.x[at]).tobytes())
+        if rows.y is not None:
+            y = np.ascontiguousarray(rows.y[at])
+            found.update(repr(y.tolist()).encode() if y.dtype.hasobject else y.tobytes())
     return found.hexdigest()
 
 

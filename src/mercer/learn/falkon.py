@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -191,6 +192,9 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
             keep = np.ones(len(rows), dtype=bool) if weight is None else weight > 0
             start = begin(self, rows, keep, seed, self.time_budget)
             z = centres(self, rows, keep, start, seed, torch.float64)
+            if isinstance(self.centres, numbers.Integral) and len(z) < int(self.centres):
+                few = f"partial_fit keeps the {len(z)} centres that its first rows gave, not {self.centres}"
+                warnings.warn(MercerWarning(f"{few}; begin with more rows, or give centres"), stacklevel=3)
         fits(len(z), 1)
         found = Task(rows, weight, np.empty(0, dtype=bool), np.empty(0, dtype=np.int64), seed, start, z)
         middle, jitter = found.middle()

@@ -191,6 +191,8 @@ class Recursion:
             if step < steps:
                 some = self.data.x[:SLOPES].to(fitted.points.dtype)
                 slopes = agop(kernel, some, fitted.points, fitted.weights)
+                if not float(slopes.diagonal().max()) > 0:  # a constant has no direction
+                    return
                 kernel = _sharpened(kernel, slopes, self.data.x, self.full, self.power).requires_grad_(False)
 
     def best(self, kernel: Kernel, noise: float, steps: int, until: float) -> tuple[Stage, Stage]:

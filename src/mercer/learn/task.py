@@ -153,11 +153,13 @@ def task(
 
 
 def owner(model: Any, rows: Rows, weight: np.ndarray | None) -> str:
-    """What a checkpoint of this fit belongs to."""
+    """What a checkpoint of this fit belongs to; nothing is hashed where there is none."""
+    if model.checkpoint is None:
+        return ""
     found = digest(model, rows)
     if weight is None:
         return found
-    return found + hashlib.sha256(np.ascontiguousarray(weight[rows.sample()]).tobytes()).hexdigest()
+    return found + hashlib.sha256(np.ascontiguousarray(weight).tobytes()).hexdigest()
 
 
 def frozen(model: Any, found: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
