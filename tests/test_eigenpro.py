@@ -76,7 +76,7 @@ def test_all_rows_as_centres_reach_the_direct_solution() -> None:
 def test_centres_apart_reach_their_least_squares(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 rows for each centre, noise that no model fits: plain stochastic steps would stay 5 % away."""
     if not direct:
-        monkeypatch.setattr(Apart.__init__, "__defaults__", (0,))
+        monkeypatch.setattr(Apart.__init__, "__defaults__", (0, 0))  # direct, batch
     x, y = problem(4000)
     z = rng(2).normal(size=(40, 3))
     kernel = Matern(1.5, 2.0)
@@ -278,7 +278,7 @@ def test_partial_fit_goes_on() -> None:
         for start in range(0, 2400, 600):
             model.partial_fit(x[start : start + 600], y[start : start + 600])
             errors.append(np.mean((model.predict(new) - true) ** 2))
-        assert errors[-1] < 0.05 and errors[-1] < 0.7 * errors[0], errors
+        assert errors[-1] < 0.03 and errors[-1] < 0.8 * errors[0], errors
         assert len(model._points) == (100 if centres else 2160)
         low, high = model.predict_interval(new)
         assert (low < high).all()
@@ -455,3 +455,14 @@ def test_bad_centres_and_labels_are_named() -> None:
     y[31] = np.nan
     with pytest.raises(DataError, match="y holds NaN at row 31"):
         EigenProRegressor(Gaussian(1.0), 5, learn=False).fit(x, y)
+
+
+@pytest.mark.parametrize("centres", [300, None])
+def test_smooth_kernels_are_not_flattened_beyond_what_a_batch_bears(centres: int | None) -> None:
+    """Hundreds of directions with a tiny tail leave eight steps an epoch nothing to do."""
+    x = rng(1).normal(size=(4000, 3))
+    f = np.sin(2 * x[:, 0]) * x[:, 1]
+    y = f + 0.1 * rng(2).normal(size=4000)
+    model = EigenProRegressor(Gaussian(1.0), centres, learn=False, epochs=5, random_state=0).fit(x[:3000], y[:3000])
+    rest = f[3000:]
+    assert 1 - np.mean((model.predict(x[3000:]) - rest) ** 2) / rest.var() > 0.93

@@ -41,8 +41,13 @@ class Top:
     tail: float
 
     @classmethod
-    def of(cls, gram: Tensor, rank: int, generator: torch.Generator, rows: int | None = None) -> Top:
-        """gram: s s, float64, or the covariance of so many rows times their number. Never into what is rounding."""
+    def of(
+        cls, gram: Tensor, rank: int, generator: torch.Generator, rows: int | None = None, least: float = 0.0
+    ) -> Top:  # fmt: skip
+        """gram: s s, float64, or the covariance of so many rows times their number. Never into what is rounding.
+
+        least: eigenvalues up to it are left alone.
+        """
         s = len(gram) if rows is None else rows
         wanted = min(rank, len(gram) - 1)
         if len(gram) <= SMALL:
@@ -52,7 +57,7 @@ class Top:
             found = randomised_eigenpairs(Dense(gram / s, PSD), wanted + 1, passes=6, generator=generator)
             values, vectors = found.values, found.vectors
         sound = int((values > s * SOUND * values[0].clamp_min(1e-300)).sum())
-        kept = max(min(wanted, sound - 1), 0)
+        kept = max(min(wanted, sound - 1, int((values > least).sum())), 0)
         return cls(values[:kept], vectors[:, :kept], float(values[kept].clamp_min(1e-300)))
 
     @property
@@ -92,11 +97,13 @@ class Own(Steps):
     Source [ma2019].
     """
 
-    def __init__(self, kernel: Kernel, points: Tensor, at: Tensor, rank: int, generator: torch.Generator):
+    def __init__(
+        self, kernel: Kernel, points: Tensor, at: Tensor, rank: int, generator: torch.Generator, batch: int = 0
+    ):  # fmt: skip
         self.kernel, self.points, self.at = kernel, points, at
         self.sample = points[at]
         wide = self.sample.double()
-        top = Top.of(kernel.block(wide, wide), rank, generator)
+        top = Top.of(kernel.block(wide, wide), rank, generator, least=worth(kernel, wide, batch))
         self.tail, self.vectors = top.tail, top.vectors
         self.weights = top.share / (top.values * len(at))
 
@@ -123,9 +130,10 @@ class Apart(Steps):
 
     def __init__(
         self, kernel: Kernel, points: Tensor, sample: Tensor, rank: int, generator: torch.Generator,
-        direct: int = DIRECT,
+        direct: int = DIRECT, batch: int = 0,
     ):  # fmt: skip
         self.kernel, self.points = kernel, points
+        self.least = worth(kernel, sample.double(), batch)
         p = len(points)
         self.direct = p <= direct and 32 * p * p <= memory_budget()
         if self.direct:
@@ -144,10 +152,10 @@ class Apart(Steps):
         lower = Cholesky().factor(middle).lower
         flat = torch.linalg.solve_triangular(lower, self._cross(sample), upper=False)
         if len(wide) <= s:  # the covariance is smaller than the Gram matrix, and its eigenvectors are what is wanted
-            top = Top.of(flat @ flat.mT, rank, generator, s)
+            top = Top.of(flat @ flat.mT, rank, generator, s, self.least)
             across = top.vectors
         else:
-            top = Top.of(flat.mT @ flat, rank, generator)
+            top = Top.of(flat.mT @ flat, rank, generator, least=self.least)
             across = flat @ top.vectors / (s * top.values).sqrt()
         inverse = torch.linalg.solve_triangular(lower, torch.eye(len(wide), dtype=torch.float64), upper=False)
         turned = inverse.mT @ across
@@ -164,7 +172,7 @@ class Apart(Steps):
         sample = sample[: max(min(len(sample), fitting), 2)]
         cross = self._cross(sample)
         seen = self.metric.matmul(cross)
-        top = Top.of(cross.mT @ seen, rank, generator)
+        top = Top.of(cross.mT @ seen, rank, generator, least=self.least)
         self.tail, self.share = top.tail, top.share
         self.across = (seen @ top.vectors) / (len(sample) * top.values).sqrt()
 
@@ -180,6 +188,19 @@ class Apart(Steps):
     def gram(self, x: Tensor) -> Tensor:
         cross = self._cross(x)
         return cross.mT @ self.apply(cross)
+
+
+def largest(rows: int, most: int) -> int:
+    """Rows of the largest batch: an epoch has at least eight steps."""
+    return max(min(math.ceil(rows / 8), most), 1)
+
+
+def worth(kernel: Kernel, sample: Tensor, batch: int) -> float:
+    """The eigenvalue below which flattening slows the rest: a batch of m rows bears steps of m / (beta + m tail).
+
+    beta: the largest diagonal. With a tail below beta / m a step shrinks what is left by less than a half. 0: any.
+    """
+    return float(kernel.diagonal(sample).max()) / batch if batch else 0.0
 
 
 def spare(rank: int | None, rows: int, sample: int) -> int:
@@ -205,7 +226,7 @@ def pace(steps: Steps, fresh: Tensor, rows: int, batch: int | None, step: float 
     beta, seen = steps.width(fresh)
     if batch is None:
         batch = int(np.clip(beta / max(steps.tail, 1e-300), LEAST, most))
-        batch = min(batch, math.ceil(rows / 8))
+        batch = min(batch, largest(rows, most))
     batch = min(batch, rows)
     if step is None:
         m = len(fresh)

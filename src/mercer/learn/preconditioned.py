@@ -23,7 +23,7 @@ from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.descent import Batch, Descent, Loss, State
 from mercer.learn.draw import Start, drawn
 from mercer.learn.plan import EXACT_ROWS
-from mercer.learn.precondition import FRESH, Apart, Own, Pace, Steps, pace, spare
+from mercer.learn.precondition import FRESH, Apart, Own, Pace, Steps, largest, pace, spare
 from mercer.learn.rows import SAMPLE, Rows
 from mercer.learn.spec import to_spec
 from mercer.learn.tune import Clock
@@ -205,14 +205,15 @@ class EigenProEstimator(BaseEstimator, ABC):
         if have is not None and len(points) == len(self._points) and enough and self._first:
             return have
         self._points, generator = points, torch.Generator().manual_seed(self._seed)
+        batch = 0 if self.rank is not None else self.batch_size or largest(int(keep.sum()), LARGEST)
         if self.centres is None:
             at = torch.randperm(len(points), generator=generator)[: self.subsample]
             self._shown = len(at)
-            return Own(self.kernel_, points, at, spare(self.rank, len(points), len(at)), generator)
+            return Own(self.kernel_, points, at, spare(self.rank, len(points), len(at)), generator, batch)
         sample = drawn(keep, self.subsample, self._seed + 2)
         self._shown = len(sample)
         rank = spare(self.rank, int(keep.sum()), len(sample))
-        self._made = Apart(self.kernel_, points, self._scaled(rows, sample), rank, generator)
+        self._made = Apart(self.kernel_, points, self._scaled(rows, sample), rank, generator, batch=batch)
         return self._made
 
     def _pace(self, rows: Rows, keep: np.ndarray, steps: Steps) -> Pace:
