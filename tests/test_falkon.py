@@ -65,6 +65,7 @@ def given(**more: Any) -> dict[str, Any]:
     return {"alpha": 0.1, "learn": False, "validation_fraction": None, "random_state": 0, **more}
 
 
+@pytest.mark.filterwarnings("ignore:partial_fit keeps the:mercer.errors.MercerWarning")  # few rows are its business
 @parametrize_with_checks(
     [
         FalkonRegressor(centres=20, learn=False, tolerance=0.05),
