@@ -46,7 +46,7 @@ CONTESTANTS: dict[str, tuple[tuple[int, ...], str]] = {
         import torch; torch.set_num_threads(threads)
         from mercer.learn import EigenProRegressor
         def fit():
-            model = EigenProRegressor(centres=size, epochs=5, random_state=0).fit(X, y)
+            model = EigenProRegressor(landmarks=size, epochs=5, random_state=0).fit(X, y)
             return model.predict, f"{model.epochs_} epochs, {model.stopped_}, batches of {model.batch_size_}"
         finish(fit)
     """),
@@ -54,8 +54,8 @@ CONTESTANTS: dict[str, tuple[tuple[int, ...], str]] = {
         import torch; torch.set_num_threads(threads)
         from mercer.learn import FalkonRegressor
         def fit():
-            model = FalkonRegressor(centres=size, random_state=0).fit(X, y)
-            return model.predict, f"{model.iterations_} iterations"
+            model = FalkonRegressor(landmarks=size, random_state=0).fit(X, y)
+            return model.predict, f"{model.n_iter_} iterations"
         finish(fit)
     """),
     "Nystroem + Ridge": ((250, 500, 1000, 2000), """

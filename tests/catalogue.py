@@ -563,7 +563,7 @@ COVERED: dict[str, str] = {
     "learn.KernelSVC": _MAR + "the_support_vector_machine_is_libsvm",
     "learn.KernelNovelty": _MAR + "novelty_is_the_variance_of_a_gaussian_process",
     "kernels.Precomputed": _MAR + "a_given_matrix_is_checked",
-    "learn.EigenProRegressor": "tests/test_eigenpro.py::test_centres_apart_reach_their_least_squares",
+    "learn.EigenProRegressor": "tests/test_eigenpro.py::test_landmarks_apart_reach_their_least_squares",
     "learn.EigenProClassifier": "tests/test_eigenpro.py::test_logistic_descent_finds_the_likeliest_weights",
     "learn.explain": "tests/test_options.py::test_what_centres_leave_is_the_schur_complement",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",

@@ -8,6 +8,14 @@ import torch
 from tests.catalogue import CANNOT
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _usual_rates(tmp_path_factory):
+    """The planner's choices do not depend on what was measured on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _settled():
     torch.set_num_threads(1)  # the runner uses one process per core

@@ -50,7 +50,7 @@ def gap(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 CHECKED = [
-    EigenProRegressor(centres=30, epochs=6, learn=False),
+    EigenProRegressor(landmarks=30, epochs=6, learn=False),
     EigenProClassifier(epochs=5, learn=False),
 ]
 
@@ -73,7 +73,7 @@ def test_all_rows_as_centres_reach_the_direct_solution() -> None:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_centres_apart_reach_their_least_squares(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_landmarks_apart_reach_their_least_squares(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 rows for each centre, noise that no model fits: plain stochastic steps would stay 5 % away."""
     if not direct:
         monkeypatch.setattr(Apart.__init__, "__defaults__", (0, 0))  # direct, batch
@@ -226,8 +226,8 @@ def test_error_is_that_of_kernel_ridge() -> None:
     true = np.sin(new[:, 0]) * new[:, 1]
     kernel = Matern(2.5, 3.0)
     ridge = KernelRidge(kernel, learn=False, random_state=0).fit(x, y)
-    for centres in (None, 300):
-        model = EigenProRegressor(kernel, centres, learn=False, random_state=0).fit(x, y)
+    for landmarks in (None, 300):
+        model = EigenProRegressor(kernel, landmarks, learn=False, random_state=0).fit(x, y)
         wrong = [np.sqrt(np.mean((m.predict(new) - true) ** 2) + 0.09) for m in (model, ridge)]
         assert wrong[0] < 1.05 * wrong[1]
         assert model.stopped_ in ("patience", "epochs", "converged")
@@ -244,7 +244,7 @@ def test_intervals_cover() -> None:
     covered = ((low <= y[1000:]) & (y[1000:] <= high)).mean()
     assert abs(covered - 0.9) < 3 * np.sqrt(0.9 * 0.1 * (1 / 300 + 1 / 500))  # held-out rows, new rows
     bare = EigenProRegressor(Matern(2.5, 1.5), 80, learn=False, validation_fraction=0, epochs=1).fit(x, y)
-    with pytest.raises(DataError, match="validation_fraction is 0"):
+    with pytest.raises(DataError, match="held-out rows: fit with a validation_fraction"):
         bare.predict_interval(x)
 
 
@@ -272,14 +272,14 @@ def test_partial_fit_goes_on() -> None:
     x, y = problem(2400, 2)
     new, _ = problem(500, 2, seed=5)
     true = np.sin(new[:, 0]) * new[:, 1]
-    for centres in (None, 100):
-        model = EigenProRegressor(Matern(2.5, 1.5), centres, learn=False, random_state=0)
+    for landmarks in (None, 100):
+        model = EigenProRegressor(Matern(2.5, 1.5), landmarks, learn=False, random_state=0)
         errors = []
         for start in range(0, 2400, 600):
             model.partial_fit(x[start : start + 600], y[start : start + 600])
             errors.append(np.mean((model.predict(new) - true) ** 2))
         assert errors[-1] < 0.03 and errors[-1] < 0.8 * errors[0], errors
-        assert len(model._points) == (100 if centres else 2160)
+        assert len(model._points) == (100 if landmarks else 2160)
         low, high = model.predict_interval(new)
         assert (low < high).all()
     with pytest.raises(DataError, match="1 outputs"):
@@ -352,7 +352,7 @@ def test_killed_fits_end_as_if_they_had_not_been(kind: str, tmp_path: Path, monk
     x, y = problem(700, 2)
     target = y > 0 if kind == "log" else y
     chosen = {
-        "kernel": Matern(2.5, 1.5), "centres": None if kind == "own" else 40, "epochs": 4, "batch_size": 120,
+        "kernel": Matern(2.5, 1.5), "landmarks": None if kind == "own" else 40, "epochs": 4, "batch_size": 120,
         "learn": kind == "apart", "random_state": None, "time_budget": None, "patience": 9,
     }  # fmt: skip
     make = EigenProClassifier if kind == "log" else EigenProRegressor
@@ -429,7 +429,7 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"centres": 0}, "centres is 0"),
+        ({"landmarks": 0}, "landmarks is 0"),
         ({"rank": -1}, "rank is -1"),
         ({"batch_size": 0.5}, "batch_size is 0.5"),
         ({"step_size": -1.0}, "step_size is -1.0"),
@@ -446,7 +446,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], says: str) -> None:
 
 def test_bad_centres_and_labels_are_named() -> None:
     x, y = problem(50)
-    with pytest.raises(ShapeError, match="centres has shape"):
+    with pytest.raises(ShapeError, match="landmarks has shape"):
         EigenProRegressor(Gaussian(1.0), np.zeros((4, 2)), learn=False).fit(x, y)
     with pytest.raises(ValueError, match="loss is 'hinge'"):
         EigenProClassifier(loss="hinge").fit(x, y > 0)
@@ -457,12 +457,12 @@ def test_bad_centres_and_labels_are_named() -> None:
         EigenProRegressor(Gaussian(1.0), 5, learn=False).fit(x, y)
 
 
-@pytest.mark.parametrize("centres", [300, None])
-def test_smooth_kernels_are_not_flattened_beyond_what_a_batch_bears(centres: int | None) -> None:
+@pytest.mark.parametrize("landmarks", [300, None])
+def test_smooth_kernels_are_not_flattened_beyond_what_a_batch_bears(landmarks: int | None) -> None:
     """Hundreds of directions with a tiny tail leave eight steps an epoch nothing to do."""
     x = rng(1).normal(size=(4000, 3))
     f = np.sin(2 * x[:, 0]) * x[:, 1]
     y = f + 0.1 * rng(2).normal(size=4000)
-    model = EigenProRegressor(Gaussian(1.0), centres, learn=False, epochs=5, random_state=0).fit(x[:3000], y[:3000])
+    model = EigenProRegressor(Gaussian(1.0), landmarks, learn=False, epochs=5, random_state=0).fit(x[:3000], y[:3000])
     rest = f[3000:]
     assert 1 - np.mean((model.predict(x[3000:]) - rest) ** 2) / rest.var() > 0.93

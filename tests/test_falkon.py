@@ -27,7 +27,7 @@ from mercer.learn.rows import Rows
 from mercer.learn.table import Scaler
 from tests.peak import peak_bytes
 
-RANDOM_DRAWS = "centres and held-out rows are drawn, so that twice a row is not the same as twice its weight"
+RANDOM_DRAWS = "landmarks and held-out rows are drawn, so that twice a row is not the same as twice its weight"
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": RANDOM_DRAWS,
     "check_sample_weight_equivalence_on_sparse_data": RANDOM_DRAWS,
@@ -68,8 +68,8 @@ def given(**more: Any) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:partial_fit keeps the:mercer.errors.MercerWarning")  # few rows are its business
 @parametrize_with_checks(
     [
-        FalkonRegressor(centres=20, learn=False, tolerance=0.05),
-        FalkonClassifier(centres=20, learn=False, tolerance=0.2),
+        FalkonRegressor(landmarks=20, learn=False, tolerance=0.05),
+        FalkonClassifier(landmarks=20, learn=False, tolerance=0.2),
     ],
     expected_failed_checks=lambda estimator: EXPECTED,
 )
@@ -87,7 +87,7 @@ def test_the_direct_solution_is_reached(precision: str) -> None:
     assert model.stopped_ == "tolerance" and model.residual_ <= 1.0001e-8
     wanted = direct(x, y, z, 0.1, x, model.jitter_)
     np.testing.assert_allclose(model.predict(x), wanted, atol=1e-6 * np.abs(wanted).max())
-    if precision == "double":  # in float32 the jitter shrinks directions in which the centres hardly differ
+    if precision == "double":  # in float32 the jitter shrinks directions in which the landmarks hardly differ
         plain = direct(x, y, z, 0.1, x)
         assert np.linalg.norm(model.predict(x) - plain) < 1e-5 * np.linalg.norm(plain)
 
@@ -96,18 +96,18 @@ def test_the_direct_solution_is_reached(precision: str) -> None:
 def test_drawn_centres_are_rows_and_solve_their_own_equations(selection: str) -> None:
     x, y = problem(outputs=1)
     model = FalkonRegressor(Gaussian(0.5), 50, selection=selection, tolerance=1e-8, **given()).fit(x, y)
-    z = model.centres_.numpy()
+    z = model.landmarks_.numpy()
     assert z.shape == (50, 2) and all((np.abs(x - row).sum(1) == 0).any() for row in z)
     np.testing.assert_allclose(model.predict(x), direct(x, y, z, 0.1, x), atol=1e-5)
     again = FalkonRegressor(Gaussian(0.5), 50, selection=selection, tolerance=1e-8, **given()).fit(x, y)
-    np.testing.assert_array_equal(again.centres_, z)
+    np.testing.assert_array_equal(again.landmarks_, z)
 
 
 def test_pivots_explain_more_than_uniform_centres() -> None:
     x, y = problem(outputs=1)
     left = {}
     for selection in ("uniform", "pivoted"):
-        z = FalkonRegressor(Gaussian(0.5), 60, selection=selection, **given()).fit(x, y).centres_.numpy()
+        z = FalkonRegressor(Gaussian(0.5), 60, selection=selection, **given()).fit(x, y).landmarks_.numpy()
         left[selection] = len(x) - np.square(features(x, z)).sum()
     assert left["pivoted"] < 0.7 * left["uniform"]
 
@@ -126,12 +126,12 @@ def test_weights_of_rows() -> None:
 
 def test_rows_that_do_not_fit_are_read_again_and_the_model_is_the_same() -> None:
     x, y = problem(12_000)
-    arguments = dict(centres=x[:30], tolerance=1e-8, precision="double", **given())
+    arguments = dict(landmarks=x[:30], tolerance=1e-8, precision="double", **given())
     stored = FalkonRegressor(Gaussian(0.5), **arguments).fit(x, y)
     with memory("1M"):
         rows = Rows(x, y)
         assert Passes(
-            Gaussian(0.5), rows, np.ones(12_000, bool), Scaler.identity(2), stored.centres_, torch.from_numpy, None, 2
+            Gaussian(0.5), rows, np.ones(12_000, bool), Scaler.identity(2), stored.landmarks_, torch.from_numpy, None, 2
         ).kept is None  # fmt: skip
         streamed = FalkonRegressor(Gaussian(0.5), **arguments).fit(x, y)
     np.testing.assert_allclose(streamed.predict(x), stored.predict(x), atol=1e-6)
@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         for start in range(0, n, 10_000):
             table[start : start + 10_000] = problem(10_000, 5, 1, start)[0] @ np.eye(5, 6)
             table[start : start + 10_000, 5] = np.sin(table[start : start + 10_000, 0])
-        model = FalkonRegressor(Gaussian(2.0), table[:40, :5], max_iterations=1, precision="mixed", **given())
+        model = FalkonRegressor(Gaussian(2.0), table[:40, :5], max_iter=1, precision="mixed", **given())
         with memory("2M"), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             peaks.append(peak_bytes(lambda table=table, model=model: model.fit(table[:, :5], table[:, 5])))
@@ -168,7 +168,7 @@ def test_held_out_rows_end_a_fit_that_would_learn_noise() -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(400, 2))
     y = np.sin(x[:, 0]) + random.normal(size=400)
-    arguments = dict(kernel=Gaussian(0.3), centres=300, alpha=1e-6, learn=False, random_state=0, tolerance=1e-8)
+    arguments = dict(kernel=Gaussian(0.3), landmarks=300, alpha=1e-6, learn=False, random_state=0, tolerance=1e-8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         early = FalkonRegressor(**arguments).fit(x, y)
@@ -182,10 +182,10 @@ def test_held_out_rows_end_a_fit_that_would_learn_noise() -> None:
 
 def test_what_missed_its_tolerance_says_so() -> None:
     x, y = problem()
-    with pytest.warns(ConvergenceWarning, match="max_iterations after 2 iterations") as caught:
-        model = FalkonRegressor(Gaussian(0.5), 60, max_iterations=2, **given()).fit(x, y)
+    with pytest.warns(ConvergenceWarning, match="max_iter after 2 iterations") as caught:
+        model = FalkonRegressor(Gaussian(0.5), 60, max_iter=2, **given()).fit(x, y)
     assert caught[0].message.residual == model.residual_ > 1e-4 and model.stopped_ == "iterations"
-    w, z = model._weights.numpy(), model.centres_.numpy()
+    w, z = model._weights.numpy(), model.landmarks_.numpy()
     f, k = features(x, z), gram(x, z)
     a = f.T @ (y - k @ w) - 0.1 * np.linalg.solve(np.linalg.cholesky(gram(z, z) + 1e-13 * np.eye(60)), gram(z, z) @ w)
     assert np.linalg.norm(a) > 0
@@ -203,7 +203,7 @@ def test_an_interrupted_fit_keeps_the_best_so_far(caplog: pytest.LogCaptureFixtu
 
     calls: list[float] = []
     model = FalkonRegressor(Gaussian(0.5), 60, 0.1, learn=False, random_state=0, progress=stop).fit(x, y)
-    assert model.stopped_ == "interrupted" and model.iterations_ == 4 and "interrupted" in caplog.text
+    assert model.stopped_ == "interrupted" and model.n_iter_ == 4 and "interrupted" in caplog.text
     assert model.validation_error_ == min(calls) and model.score(x, y) > 0.5
     calls.clear()
     labels = FalkonClassifier(Gaussian(0.5), 60, 0.1, learn=False, random_state=0, progress=stop).fit(x, y > 0)
@@ -227,7 +227,7 @@ def test_log_odds_equal_scikit_learn_on_nystrom_features(classes: int) -> None:
 def test_float32_products_find_the_same_log_odds_and_weights_count() -> None:
     x, y = problem(outputs=1)
     x, w = x.astype(np.float32).astype(np.float64), np.random.default_rng(1).integers(1, 4, len(x))
-    arguments = dict(kernel=Gaussian(0.5), centres=x[:40], precision="mixed", tolerance=1e-5, **given())
+    arguments = dict(kernel=Gaussian(0.5), landmarks=x[:40], precision="mixed", tolerance=1e-5, **given())
     model = FalkonClassifier(**arguments).fit(x, y > 0, sample_weight=w)
     peer = LogisticRegression(C=10.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
     peer.fit(features(x, x[:40], model.jitter_), y > 0, sample_weight=w)
@@ -278,7 +278,7 @@ def test_a_fit_that_was_cut_off_ends_where_an_uninterrupted_one_does(
             clone(model).fit(x, y)
     found = clone(model).fit(x, y)
     np.testing.assert_allclose(found._weights, whole._weights, rtol=1e-9, atol=1e-12)
-    assert (found.alpha_, found.iterations_, found.stopped_) == (whole.alpha_, whole.iterations_, whole.stopped_)
+    assert (found.alpha_, found.n_iter_, found.stopped_) == (whole.alpha_, whole.n_iter_, whole.stopped_)
     assert [line[:2] for line in found.history_] == [pytest.approx(line[:2], rel=1e-6) for line in whole.history_]
     again = clone(model).fit(x, y)  # a finished file is only read
     np.testing.assert_allclose(again._weights, whole._weights, rtol=1e-9, atol=1e-12)
@@ -288,7 +288,7 @@ def test_a_learned_kernel_is_kept_with_a_fit_and_other_fits_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = problem(300, outputs=1)
-    model = FalkonRegressor(centres=30, random_state=0, checkpoint=tmp_path / "fit.npz", time_budget=5)
+    model = FalkonRegressor(landmarks=30, random_state=0, checkpoint=tmp_path / "fit.npz", time_budget=5)
     with monkeypatch.context() as patch:
         cut_off(patch, 3)
         with pytest.raises(Killed):
@@ -299,18 +299,18 @@ def test_a_learned_kernel_is_kept_with_a_fit_and_other_fits_are_refused(
     with pytest.raises(DataError, match="belongs to another fit"):
         clone(model).fit(x, y + 1)
     with pytest.raises(DataError, match="belongs to another fit"):
-        clone(model).set_params(centres=31).fit(x, y)
+        clone(model).set_params(landmarks=31).fit(x, y)
 
 
 def test_more_patience_goes_on_from_the_same_file(tmp_path: Path) -> None:
     x, y = problem(outputs=1)
-    arguments = given(centres=60, tolerance=1e-8, checkpoint=tmp_path / "fit.npz")
+    arguments = given(landmarks=60, tolerance=1e-8, checkpoint=tmp_path / "fit.npz")
     with pytest.warns(ConvergenceWarning):
-        FalkonRegressor(Gaussian(0.5), max_iterations=3, **arguments).fit(x, y)
+        FalkonRegressor(Gaussian(0.5), max_iter=3, **arguments).fit(x, y)
     model = FalkonRegressor(Gaussian(0.5), **arguments).fit(x, y)
     whole = FalkonRegressor(Gaussian(0.5), **{**arguments, "checkpoint": None}).fit(x, y)
     np.testing.assert_allclose(model._weights, whole._weights, rtol=1e-9)
-    assert [line[0] for line in model.history_] == list(range(1, model.iterations_ + 1))
+    assert [line[0] for line in model.history_] == list(range(1, model.n_iter_ + 1))
 
 
 def test_a_process_that_is_killed(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     taken: list[float] = []
     found = clone(model).set_params(checkpoint=file, progress=lambda what, value: taken.append(value)).fit(x, y)
     whole = model.fit(x, y)
-    assert len(taken) < whole.iterations_ == found.iterations_
+    assert len(taken) < whole.n_iter_ == found.n_iter_
     np.testing.assert_allclose(found._weights, whole._weights, rtol=1e-9, atol=1e-12)
 
 
@@ -393,13 +393,13 @@ def test_left_out_residuals_of_sums_equal_refits_and_intervals_cover() -> None:
 
 def test_a_kernel_is_learned_and_torch_comes_back() -> None:
     x, y = problem(900, outputs=1)
-    model = FalkonRegressor(centres=100, random_state=0, time_budget=8).fit(
+    model = FalkonRegressor(landmarks=100, random_state=0, time_budget=8).fit(
         torch.tensor(x[:600]), torch.tensor(y[:600])
     )
     out = model.predict(torch.tensor(x[600:], dtype=torch.float32))
     assert out.dtype == torch.float32 and model.score(x[600:], y[600:]) > 0.93
     labels = np.where(y > 0, "up", "down")
-    chooser = FalkonClassifier(Matern(2.5, 2.0), centres=60, learn=False, random_state=0).fit(x[:600], labels[:600])
+    chooser = FalkonClassifier(Matern(2.5, 2.0), landmarks=60, learn=False, random_state=0).fit(x[:600], labels[:600])
     p = chooser.predict_proba(x[600:])
     assert chooser.score(x[600:], labels[600:]) > 0.88
     assert -np.log(p[np.arange(300), (labels[600:] == "up").astype(int)]).mean() < 0.3
@@ -410,13 +410,13 @@ def test_bad_arguments_are_named() -> None:
     x, y = problem(50, outputs=1)
     for name, value in (
         ("alpha", 0), ("selection", "best"), ("precision", "half"), ("tolerance", None), ("validation_fraction", 1.0),
-        ("time_budget", "x"), ("max_iterations", 0), ("centres", 0),
+        ("time_budget", "x"), ("max_iter", 0), ("landmarks", 0),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} is"):
             FalkonRegressor(Gaussian(0.5)).set_params(**{"learn": False, name: value}).fit(x, y)
-    with pytest.raises(ShapeError, match="centres has shape"):
+    with pytest.raises(ShapeError, match="landmarks has shape"):
         FalkonRegressor(Gaussian(0.5), x[:, :1], **given()).fit(x, y)
-    with pytest.raises(DataError, match="centres holds NaN"):
+    with pytest.raises(DataError, match="landmarks holds NaN"):
         FalkonRegressor(Gaussian(0.5), x[:5] * np.nan, **given()).fit(x, y)
     with pytest.raises(ValueError, match="alpha is None and learn=False"):
         FalkonRegressor(Gaussian(0.5), **given(alpha=None)).fit(x, y)
@@ -428,5 +428,5 @@ def test_bad_arguments_are_named() -> None:
 
 def test_few_first_rows_give_few_centres_and_say_so():
     x, y = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20.0)
-    with pytest.warns(MercerWarning, match="keeps the 20 centres that its first rows gave, not 50"):
-        FalkonRegressor(Gaussian(1.0), centres=50, learn=False).partial_fit(x, y)
+    with pytest.warns(MercerWarning, match="keeps the 20 landmarks that its first rows gave, not 50"):
+        FalkonRegressor(Gaussian(1.0), landmarks=50, learn=False).partial_fit(x, y)

@@ -27,8 +27,8 @@ from mercer.errors import DataError, NotPositiveDefiniteError, ShapeError, Struc
 from mercer.kernels import Constant, Gaussian, Laplace, Linear, Matern, Riesz
 from mercer.learn import GaussianProcessRegressor, KernelClassifier, KernelRidge, LocalConformal, NeighbourRidge
 from mercer.learn.calibrate import Calibration
-from mercer.learn.centres import falkon, normal
 from mercer.learn.copies import Repeats
+from mercer.learn.landmarks import falkon, normal
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.plan import Plan, Speed, choose
 from mercer.learn.refine import _better, refine
@@ -149,7 +149,7 @@ def test_whole_kernel_by_cg_equals_dense_solves_and_refits() -> None:
 
 
 @pytest.mark.parametrize(("solve", "close"), [(normal, 1e-4), (falkon, 1e-2)])
-def test_kernel_centres_equal_the_normal_equations_and_refits(solve: Any, close: float) -> None:
+def test_landmarks_equal_the_normal_equations_and_refits(solve: Any, close: float) -> None:
     x, y = problem(400, 2, 2)
     plan = Plan("nystrom", 400, landmarks=50)
     arguments = (torch.tensor(x), torch.tensor(y), plan, [], torch.Generator().manual_seed(3), Clock.of(None))
@@ -264,7 +264,7 @@ def test_the_local_scale_is_trusted_by_the_interval_score_at_ninety_percent(seed
 @pytest.mark.parametrize("seconds", ["x", -1, 0, float("nan")])
 def test_a_time_budget_that_is_none_is_refused(seconds: Any) -> None:
     x, y = problem(20)
-    with pytest.raises(ValueError, match="time_budget is .*expected seconds > 0"):
+    with pytest.raises(ValueError, match="time_budget is .*expected a number > 0"):
         KernelRidge(time_budget=seconds).fit(x, y)
     with pytest.raises(DataError, match=r"one class only \(0\)"):
         KernelClassifier().fit(x, np.zeros(20))
@@ -603,8 +603,8 @@ def test_means_with_shares_of_the_noise_are_the_fit_of_all_rows(run: Any) -> Non
 
 
 @pytest.mark.parametrize("learner", REGRESSORS)
-def test_centres_and_their_blocks_stay_within_the_memory(learner: Any) -> None:
-    """A Gaussian process took 3,000 centres whatever the budget."""
+def test_landmarks_and_their_blocks_stay_within_the_memory(learner: Any) -> None:
+    """A Gaussian process took 3,000 landmarks whatever the budget."""
     x, y = problem(1600, 10)
     model = learner(Matern(2.5, 3.0), 0.1, learn=False, random_state=0)
     with memory("40M"):

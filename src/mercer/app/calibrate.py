@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ import torch
 from mercer.kernel import Kernel
 from mercer.kernels import ArcCosine, Gaussian, Laplace, Linear, Matern, Polynomial, RationalQuadratic, Riesz, Wendland
 from mercer.machine import core
-from mercer.machine.rates import CALL, DEFAULTS, best, keep
-from mercer.numerics import squared_distance
-from mercer.operators import Fused, Tiled
+from mercer.machine.rates import DEFAULTS, best, keep
+from mercer.operators import Dense, Fused, Tiled, Toeplitz
+from mercer.operators.transform import fft_flops, fft_length
 
 PROFILES: dict[str, Kernel] = {
     "exponential": Gaussian(2.0), "matern12": Matern(0.5, 2.0), "matern32": Matern(1.5, 2.0),
@@ -24,9 +23,13 @@ PROFILES: dict[str, Kernel] = {
 }  # fmt: skip
 ON_DOT = ("polynomial", "identity", "arccosine")
 FEW, MANY = 6, 2**17  # rows and columns of a product whose time is that of packing the columns
-WIDE = 6000  # points on each side of the product that shows what threads bring
-FRESH = 2**24  # numbers of fresh memory
-SIZE = 1536  # points on each side: large enough to fill the caches, small enough for a second in all
+WIDE = 12_288  # points on each side of the product that shows what threads bring
+LARGE = 2**25  # numbers of a matrix, or of fresh memory: more than caches hold
+SIZES: dict[type[Fused | Tiled], int] = {
+    Tiled: 2048,
+    Fused: 4096,
+}  # points on each side, so that a call's overhead is little of what is measured
+LENGTH = 2**18  # points of a line
 
 
 @contextmanager
@@ -40,7 +43,9 @@ def _alone() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _task(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype, n: int, m: int) -> Callable[[], object]:
+def _task(
+    kind: type[Fused | Tiled], kernel: Kernel, d: int, rhs: int, dtype: torch.dtype, n: int, m: int
+) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator, dtype=dtype) / d**0.5
     y = torch.randn(m, d, generator=generator, dtype=dtype) / d**0.5
@@ -50,14 +55,16 @@ def _task(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype, n: i
     return lambda: op @ v
 
 
-def _nanoseconds(kind: type, kernel: Kernel, d: int, rhs: int, dtype: torch.dtype) -> float:
+def _nanoseconds(kind: type[Fused | Tiled], kernel: Kernel, d: int, rhs: int, dtype: torch.dtype) -> float:
     """Of one pair of points, in a product on one thread."""
-    return 1e9 * best(_task(kind, kernel, d, rhs, dtype, SIZE, SIZE)) / SIZE**2
+    size = SIZES[kind]
+    few = best(_task(kind, kernel, d, rhs, dtype, 8, 8), 20)
+    return 1e9 * (best(_task(kind, kernel, d, rhs, dtype, size, size), 7) - few) / size**2
 
 
 def _packing(found: dict[str, float], dtype: torch.dtype) -> float:
     """Nanoseconds for each coordinate of a column that the core packs."""
-    seconds = best(_task(Fused, PROFILES["exponential"], 8, 1, dtype, FEW, MANY)) - CALL
+    seconds = best(_task(Fused, PROFILES["exponential"], 8, 1, dtype, FEW, MANY)) - found["call"] / 1e9
     pairs = FEW * (found["core.exponential"] + 8 * found["core.expanded"])
     return max((1e9 * seconds / MANY - pairs) / 8, 0.05)
 
@@ -75,17 +82,21 @@ def _share(threads: int, dtype: torch.dtype) -> float:
     return min(max((seconds[1] / seconds[threads] - 1) / (threads - 1), 0.05), 1.0)
 
 
-def _products(kind: type, room: str, dtype: torch.dtype) -> dict[str, float]:
+def _products(kind: type[Fused | Tiled], room: str, dtype: torch.dtype) -> dict[str, float]:
     def at(name: str, d: int, rhs: int = 1) -> float:
         return _nanoseconds(kind, PROFILES[name], d, rhs, dtype)
 
     least = 1e-3
+    one, some, more = (at("exponential", 8, rhs) for rhs in (1, 8, 24))
+    each = max((more - some) / 16, least)
     found = {
-        f"{room}.rhs": max((at("exponential", 8, 9) - at("exponential", 8)) / 8, least),
-        f"{room}.expanded": max((at("exponential", 72) - at("exponential", 8)) / 64, least),
+        f"{room}.rhs": each,
+        f"{room}.expanded": max((at("exponential", 72) - one) / 64, least),
         f"{room}.dot": max((at("identity", 72) - at("identity", 8)) / 64, least),
-        f"{room}.direct": max((at("matern32", 4) - at("matern32", 1)) / 3, least),
+        f"{room}.direct": max((at("matern12", 4) - at("matern12", 2)) / 2, least),
     }
+    if room == "tiles":
+        found["tiles.many"] = max(some - one - 7 * each, least)
     laplace = _nanoseconds(kind, Laplace(), 9, 1, dtype) - _nanoseconds(kind, Laplace(), 1, 1, dtype)
     found[f"{room}.absolute"] = max(laplace / 8, least)
     both = _nanoseconds(kind, Gaussian(2.0) + Gaussian(1.0), 3, 1, dtype)
@@ -96,33 +107,50 @@ def _products(kind: type, room: str, dtype: torch.dtype) -> dict[str, float]:
         own = at(name, 3) - 3 * found[f"{room}.{statistic}"] - (found[f"{room}.rhs"] if room == "tiles" else 0.0)
         found[f"{room}.{name}"] = max(own, least)
     statistic = "expanded" if room == "tiles" and dtype == torch.float32 else "direct"
-    one = found[f"{room}.exponential"] + 3 * found[f"{room}.{statistic}"]
-    found[f"{room}.step"] = max(both - 2 * one, 10 * least)
+    part = found[f"{room}.exponential"] + 3 * found[f"{room}.{statistic}"]
+    found[f"{room}.step"] = max(both - 2 * part, 10 * least)
     return found
 
 
 def _dense(dtype: torch.dtype) -> dict[str, float]:
-    matrix = torch.ones(4096, 2048, dtype=dtype)
-    one, many = torch.ones(2048, 1, dtype=dtype), torch.ones(2048, 9, dtype=dtype)
-    read = 1e9 * best(lambda: matrix @ one) / matrix.numel()
-    more = 1e9 * best(lambda: (many.mT @ matrix.mT).mT) / matrix.numel()
-    make = 1e9 * best(lambda: torch.empty(FRESH, dtype=dtype).zero_()) / FRESH
-    return {"dense.read": read, "dense.rhs": max((more - read) / 8, 1e-3), "dense.make": make}
+    """With the threads at hand, which share the way to memory; what further columns cost on one."""
+    matrix = Dense(torch.ones(LARGE // 2048, 2048, dtype=dtype))
+    one, many = torch.ones(2048, 1, dtype=dtype), torch.ones(2048, 17, dtype=dtype)
+    read = 1e9 * best(lambda: matrix @ one, clock=time.perf_counter) / LARGE
+    with _alone():
+        more = best(lambda: matrix @ many) - best(lambda: matrix @ one)
+    make = 1e9 * best(lambda: torch.empty(LARGE, dtype=dtype).zero_()) / LARGE
+    return {"dense.read": read, "dense.rhs": max(1e9 * more / LARGE / 16, 1e-3), "dense.make": make}
+
+
+def _transforms(dtype: torch.dtype) -> dict[str, float]:
+    """Of flops of real transforms, and of numbers that pass beside them in a Toeplitz product."""
+    line = torch.linspace(0, 1, LENGTH, dtype=dtype)
+    op, v = Toeplitz(line), line[:, None]
+    length = fft_length(2 * LENGTH)
+    signal = torch.ones(length, dtype=dtype)
+    there = 1e9 * best(lambda: torch.fft.irfft(torch.fft.rfft(signal), length), clock=time.perf_counter)
+    product = 1e9 * best(lambda: op @ v, clock=time.perf_counter)
+    return {
+        "fft.flop": there / (2 * fft_flops(length)),
+        "fft.pass": max((product - there) / (3 * length), 0.05),
+    }
 
 
 def calibrate() -> Path:
-    """Measure (some seconds; best on a quiet machine), keep, and use from now on. Returns the file."""
+    """Measure (about twenty seconds; best on a quiet machine), keep, and use from now on. Returns the file."""
     pairs: list[dict[str, float]] = []
     threads = torch.get_num_threads()
-    with _alone():
-        for dtype in (torch.float32, torch.float64):
-            found = {**_products(Tiled, "tiles", dtype), **_dense(dtype)}
-            x = torch.linspace(-1, 1, SIZE * 4, dtype=dtype).reshape(SIZE, 4)
-            each = 1e9 * best(partial(squared_distance, x, x, True)) / SIZE**2
-            found["tiles.direct"] = max(each / 4, found["tiles.direct"])
+    for dtype in (torch.float32, torch.float64):
+        with torch.no_grad():
+            found = {**_dense(dtype), **_transforms(dtype)}
+        with _alone():
+            small = _task(Tiled if core() is None else Fused, PROFILES["exponential"], 3, 1, dtype, 8, 8)
+            found["call"] = 1e9 * best(small, 50)
+            found.update(_products(Tiled, "tiles", dtype))
             if core() is not None:
                 found.update(_products(Fused, "core", dtype))
                 found["core.point"] = _packing(found, dtype)
             found["threads.share"] = _share(threads, dtype)
-            pairs.append(found)
+        pairs.append(found)
     return keep({name: (single, pairs[1][name]) for name, single in pairs[0].items()})

@@ -63,8 +63,8 @@ def as_text(facts: dict[str, Any]) -> str:
         "cholesky": "exactly, by Cholesky",
         "neighbours": "the small system of each point's nearest rows, by Cholesky",
         "cg": "with the whole kernel, by preconditioned conjugate gradients",
-        "nystrom": f"with {facts['landmarks']:,} kernel centres, by normal equations",
-        "falkon": f"with {facts['landmarks']:,} kernel centres, by preconditioned conjugate gradients",
+        "nystrom": f"with {facts['landmarks']:,} landmarks, by normal equations",
+        "falkon": f"with {facts['landmarks']:,} landmarks, by preconditioned conjugate gradients",
     }[facts["algorithm"]]
     said = [
         (

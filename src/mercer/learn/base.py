@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import logging
-import numbers
 from abc import ABC
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +17,14 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from mercer.assemble import assemble
-from mercer.claims import Claim
-from mercer.errors import DataError, StructureError
+from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Scaled
 from mercer.learn import plan as planning
-from mercer.learn.centres import falkon, normal
+from mercer.learn.arguments import positive, psd
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
+from mercer.learn.landmarks import falkon, normal
 from mercer.learn.likelihood import LEAST
 from mercer.learn.metric import directions, sharpened
 from mercer.learn.refine import ROWS, refine
@@ -90,16 +89,9 @@ class KernelEstimator(BaseEstimator, ABC):
         return table, y
 
     def _check(self) -> None:
-        noise = getattr(self, self._noise_name)
-        if noise is not None and not (isinstance(noise, numbers.Real) and 0 < float(noise) < float("inf")):
-            raise ValueError(f"{self._noise_name} is {noise}; expected a number > 0, or None to learn it")
-        seconds = self.time_budget
-        if seconds is not None and not (isinstance(seconds, numbers.Real) and float(seconds) > 0):
-            raise ValueError(f"time_budget is {seconds!r}; expected seconds > 0, or None")
-        if self.kernel is not None and not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
+        positive(self._noise_name, getattr(self, self._noise_name))
+        positive("time_budget", self.time_budget)
+        psd(self, self.kernel)
 
     def _given(self) -> float | None:
         """The noise that the caller named."""
@@ -210,8 +202,8 @@ class KernelEstimator(BaseEstimator, ABC):
         fitted = run(kernel, noise, x, y, plan, factors, generator, clock, self._shares)
         if fitted.plan.residual <= LOOSE:
             return fitted
-        log.info("iterations stopped at a residual of %.1e: solving with kernel centres", fitted.plan.residual)
-        direct = planning.centres(len(x), plan.landmarks)
+        log.info("iterations stopped at a residual of %.1e: solving with landmarks", fitted.plan.residual)
+        direct = planning.landmarks(len(x), plan.landmarks)
         other = normal(kernel, noise, x, y, direct, factors, generator, clock, self._shares)
         return min(fitted, other, key=lambda found: float((found.left_out - y).square().mean()))
 

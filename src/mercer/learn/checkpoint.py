@@ -34,7 +34,7 @@ def _named(value: Any) -> str:
 
 def digest(estimator: Any, rows: Rows) -> str:
     """What tells one fit from another: the estimator, its arguments, and every row."""
-    skip = {"checkpoint", "progress", "epochs", "max_iterations", "time_budget"}  # more patience is no other fit
+    skip = {"checkpoint", "progress", "epochs", "max_iter", "time_budget"}  # more patience is no other fit
     arguments = {k: _named(v) for k, v in estimator.get_params(deep=False).items() if k not in skip}
     kind = [type(estimator).__name__, arguments, rows.x.shape, str(rows.x.dtype)]
     found = hashlib.sha256(json.dumps(kind).encode())

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
@@ -18,9 +17,9 @@ from torch import Tensor
 from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.learn import logistic
+from mercer.learn.answers import CalibratedClassifier
 from mercer.learn.base import KernelEstimator
 from mercer.learn.calibrate import Calibration, log_chances
-from mercer.learn.regress import as_given
 from mercer.learn.table import Target, refuse_gaps
 from mercer.learn.tune import UNTOLD, Clock
 from mercer.learn.unseen import left_out
@@ -52,7 +51,7 @@ def encoded(y: Any, known: Any = None) -> tuple[np.ndarray, np.ndarray]:
     return classes, codes
 
 
-class KernelClassification(ClassifierMixin, KernelEstimator, ABC):
+class KernelClassification(CalibratedClassifier, KernelEstimator, ABC):
     """Base of the kernel classifiers: not public."""
 
     _least = 1e-3  # labels that can be separated would drive it to nothing
@@ -131,7 +130,7 @@ class KernelClassification(ClassifierMixin, KernelEstimator, ABC):
         self.plan_ = dataclasses.replace(
             self.plan_, landmarks=len(found.points), seconds=clock.used(),
             sentence=f"{self.plan_.sentence}; then log odds by kernel logistic regression, "
-            f"{len(found.points):,} kernel centres, {clock.used():.1f} s",
+            f"{len(found.points):,} landmarks, {clock.used():.1f} s",
         )  # fmt: skip
 
     def _learned(self, x: Tensor, y: Tensor, clock: Clock, generator: torch.Generator) -> tuple[Kernel, float]:
@@ -160,22 +159,6 @@ class KernelClassification(ClassifierMixin, KernelEstimator, ABC):
 
     def _calibrated(self, x: Tensor) -> np.ndarray:
         return self.calibration_.logits(self._each_class(self._scores(x)))
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
-
-    def predict_proba(self, X: Any) -> Any:
-        """Probabilities of classes_, `n c`; torch in, torch out."""
-        logits = self._logits(X)
-        weights = np.exp(logits - logits.max(1, keepdims=True))
-        return as_given(X, weights / weights.sum(1, keepdims=True))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The likeliest label of each row, `n`."""
-        best = self._logits(X).argmax(1)
-        return self.classes_[best]
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""

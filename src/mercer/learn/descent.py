@@ -24,7 +24,7 @@ GAIN = 1e-3  # of the held-out error: less is no progress
 STILL = 1e-6  # predictions that moved less than this in an epoch have arrived
 WORSE = 2.0  # times the best error: a step was too long
 HALVINGS = 12
-Batch = tuple[np.ndarray, Tensor, Tensor, Tensor | None]  # rows, x: m d float32, y: m c, places among the centres
+Batch = tuple[np.ndarray, Tensor, Tensor, Tensor | None]  # rows, x: m d float32, y: m c, places among the landmarks
 
 
 class Loss(ABC):

@@ -3,54 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, RegressorMixin
 from torch import Tensor
 
 from mercer.errors import DataError
+from mercer.learn.answers import CalibratedClassifier, IntervalRegressor
 from mercer.learn.base import CALIBRATION
-from mercer.learn.calibrate import Calibration, log_chances
+from mercer.learn.calibrate import Calibration
 from mercer.learn.classify import encoded
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.descent import Logistic, Loss, Squared
 from mercer.learn.draw import Start, begin, memberships
 from mercer.learn.preconditioned import EigenProEstimator
-from mercer.learn.regress import as_given
 from mercer.learn.rows import Rows
 from mercer.learn.table import Target
 
 FIRM = {"log": 0.0, "squared": 1.0}  # logarithm of the temperature that few held-out rows are drawn to
 
 
-class EigenProRegressor(RegressorMixin, EigenProEstimator):
-    """Kernel least squares by preconditioned SGD over a stream of rows: f(x) = k(x, centres) w, no ridge.
+class EigenProRegressor(IntervalRegressor, EigenProEstimator):
+    """Kernel least squares by preconditioned SGD over a stream of rows: f(x) = k(x, landmarks) w, no ridge.
 
-    kernel, learn, standardize: as in KernelRidge, learned on a draw. centres: None, every row; how many rows to draw;
+    kernel, learn, standardize: as in KernelRidge, learned on a draw. landmarks: None, every row; how many rows to draw;
     or an array `p d`. rank: directions made flat; subsample: rows that show them; batch_size, step_size (for the mean
     gradient): all found from eigenvalues when None. epochs: at most. validation_fraction: of rows (at most 20,000)
     held out, which stop the descent after `patience` epochs without gain, and tell intervals.
     time_budget: seconds, soft. checkpoint: a file from which a killed fit goes on. progress, random_state.
     Fitted: kernel_, epochs_, history_ (epoch, error in scaled units, seconds), stopped_ ("patience", "converged",
     "epochs", "time", "interrupted", "diverged"), batch_size_, step_size_.
-    Cost: 2 n p kernel values an epoch; memory p (d + rank) and 8 p^2 bytes to 3,000 centres, none for rows unless
-    they are centres. Error: no noise remains, but directions of tiny eigenvalues take many epochs.
+    Cost: 2 n p kernel values an epoch; memory p (d + rank) and 8 p^2 bytes to 3,000 landmarks, none for rows unless
+    they are landmarks. Error: no noise remains, but directions of tiny eigenvalues take many epochs.
     Source [ma2019], [abedsoltan2023].
     """
 
     def __init__(
         self,
         kernel: Any = None,
-        centres: Any = None,
+        landmarks: Any = None,
         *,
         rank: int | None = None,
         subsample: int = 2000,
         batch_size: int | None = None,
         step_size: float | None = None,
         epochs: int = 20,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = 0.1,
         patience: int = 3,
         learn: bool = True,
         standardize: bool | None = None,
@@ -59,16 +59,11 @@ class EigenProRegressor(RegressorMixin, EigenProEstimator):
         progress: Any = None,
         random_state: Any = None,
     ):
-        self.kernel, self.centres, self.rank, self.subsample = kernel, centres, rank, subsample
+        self.kernel, self.landmarks, self.rank, self.subsample = kernel, landmarks, rank, subsample
         self.batch_size, self.step_size, self.epochs = batch_size, step_size, epochs
         self.validation_fraction, self.patience = validation_fraction, patience
         self.learn, self.standardize, self.time_budget = learn, standardize, time_budget
         self.checkpoint, self.progress, self.random_state = checkpoint, progress, random_state
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
     def fit(self, X: Any, y: Any) -> EigenProRegressor:
         """Learn from X: n d and y: n or n c, arrays, memory maps or tables; blocks of rows are copied, never all."""
@@ -79,9 +74,9 @@ class EigenProRegressor(RegressorMixin, EigenProEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any) -> EigenProRegressor:
-        """One pass over more rows. The first call learns the kernel and the scales; without `centres` rows are added.
+        """One pass over more rows. The first call learns the kernel and the scales; without `landmarks` rows are added.
 
-        Centres are drawn from the first rows, until there are as many as asked.
+        Landmarks are drawn from the first rows, until there are as many as asked.
         """
         fresh = not hasattr(self, "kernel_")
         rows = Rows.read(self, X, y, reset=fresh)
@@ -114,26 +109,16 @@ class EigenProRegressor(RegressorMixin, EigenProEstimator):
         local = LocalConformal(scale=False, random_state=0, time_budget=seconds)
         return local.fit(self._local(x.double(), scores), y.numpy() - scores)
 
-    def _units(self, scores: np.ndarray) -> np.ndarray:
-        found = self.target_.back(scores)
-        return found[:, 0] if self._vector else found
-
-    def predict(self, X: Any) -> Any:
-        """Predictions for X: n d, of the shape of y; torch in, torch out."""
-        return as_given(X, self._units(self._all_scores(X)[1]))
-
-    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
-        """(lower, upper) that hold a new y with this chance, from the residuals of held-out rows.
-
-        Raises DataError when no rows were held out.
-        """
+    def _answers(self, X: Any) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         x, scores = self._all_scores(X)
+        return scores, lambda: self._local(x.double(), scores)
+
+    def _widths(self) -> LocalConformal:
         if self.conformal_ is None:
             self.conformal_ = self._intervals()
         if self.conformal_ is None:
-            raise DataError("validation_fraction is 0: no rows were held out to tell how wide intervals must be")
-        low, high = self.conformal_.interval(scores, self._local(x.double(), scores), coverage)
-        return as_given(X, self._units(low)), as_given(X, self._units(high))
+            raise DataError("intervals need held-out rows: fit with a validation_fraction")
+        return self.conformal_
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""
@@ -158,7 +143,7 @@ class EigenProRegressor(RegressorMixin, EigenProEstimator):
         return found
 
 
-class EigenProClassifier(ClassifierMixin, EigenProEstimator):
+class EigenProClassifier(CalibratedClassifier, EigenProEstimator):
     """Kernel classifier by preconditioned SGD over a stream of rows, calibrated on held-out rows.
 
     loss: "log", the logistic loss (softmax for more than two classes) around the log odds of the classes; or
@@ -170,7 +155,7 @@ class EigenProClassifier(ClassifierMixin, EigenProEstimator):
     def __init__(
         self,
         kernel: Any = None,
-        centres: Any = None,
+        landmarks: Any = None,
         *,
         loss: str = "log",
         rank: int | None = None,
@@ -178,7 +163,7 @@ class EigenProClassifier(ClassifierMixin, EigenProEstimator):
         batch_size: int | None = None,
         step_size: float | None = None,
         epochs: int = 20,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = 0.1,
         patience: int = 3,
         learn: bool = True,
         standardize: bool | None = None,
@@ -187,7 +172,7 @@ class EigenProClassifier(ClassifierMixin, EigenProEstimator):
         progress: Any = None,
         random_state: Any = None,
     ):
-        self.kernel, self.centres, self.loss, self.rank, self.subsample = kernel, centres, loss, rank, subsample
+        self.kernel, self.landmarks, self.loss, self.rank, self.subsample = kernel, landmarks, loss, rank, subsample
         self.batch_size, self.step_size, self.epochs = batch_size, step_size, epochs
         self.validation_fraction, self.patience = validation_fraction, patience
         self.learn, self.standardize, self.time_budget = learn, standardize, time_budget
@@ -254,20 +239,6 @@ class EigenProClassifier(ClassifierMixin, EigenProEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         _, scores = self._all_scores(X)
         return self.calibration_.logits(self._each_class(scores))
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
-
-    def predict_proba(self, X: Any) -> Any:
-        """Probabilities of classes_, `n c`; torch in, torch out."""
-        return as_given(X, np.exp(log_chances(self._logits(X))))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The likeliest label of each row, `n`."""
-        best = self._logits(X).argmax(1)
-        return self.classes_[best]
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""

@@ -1,4 +1,4 @@
-"""FalkonRegressor: kernel ridge on kernel centres for any number of rows, by conjugate gradients or running sums."""
+"""FalkonRegressor: kernel ridge on landmarks for any number of rows, by conjugate gradients or running sums."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.errors import DataError, MercerWarning
+from mercer.learn.answers import IntervalRegressor
 from mercer.learn.base import CALIBRATION, START
-from mercer.learn.centred import FalkonEstimator
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.draw import Start, begin
+from mercer.learn.landmarked import FalkonEstimator
 from mercer.learn.passes import Passes
-from mercer.learn.regress import as_given
 from mercer.learn.rows import Rows
 from mercer.learn.solve import FLOOR
 from mercer.learn.sums import Sums
-from mercer.learn.task import Task, centres, fits, open_fit, weights_of
+from mercer.learn.task import Task, fits, landmarks, open_fit, weights_of
 from mercer.learn.walk import Walk
 
 ENOUGH = 50  # held-out rows that may choose among penalties near one that was learned
 NEAR, WIDE = (0.1, 0.3, 1.0, 3.0), (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)  # multiples of a learned noise; of none
 
 
-class FalkonRegressor(RegressorMixin, FalkonEstimator):
-    """Kernel ridge on kernel centres z: f(x) = k(x, z) w, (K_mn K_nm + alpha K_mm) w = K_mn y, rows read in blocks.
+class FalkonRegressor(IntervalRegressor, FalkonEstimator):
+    """Kernel ridge on landmarks z: f(x) = k(x, z) w, (K_mn K_nm + alpha K_mm) w = K_mn y, rows read in blocks.
 
-    kernel, learn, standardize, progress, random_state: as in KernelRidge, learned on a draw of 2,000 rows. centres:
+    kernel, learn, standardize, progress, random_state: as in KernelRidge, learned on a draw of 2,000 rows. landmarks:
     how many rows are drawn (`selection` "uniform", or "pivoted": by randomly pivoted Cholesky), or an array `m d`.
     alpha: > 0; None: chosen on held-out rows, all in one solve. precision: "mixed" (float32, residuals in float64) or
     "double"; None: by the size. tolerance: of the residual in Falkon's coordinates. early_stopping: end where held-out
     rows say so. validation_fraction: of rows held out, at most 20,000; None: none. checkpoint: a file to go on from.
-    Fitted: kernel_, alpha_, centres_, jitter_, residual_, iterations_, history_ (iteration, residual, held-out error,
+    Fitted: kernel_, alpha_, landmarks_, jitter_, residual_, n_iter_, history_ (iteration, residual, held-out error,
     seconds), stopped_, validation_error_. Cost: 2 n m kernel values each iteration, m^3 (1 + alphas) / 3 flops.
     Memory: about 8 m^2 (6 + alphas) bytes and a quarter of the budget. Raises ConvergenceWarning, MemoryBudgetError.
     Source [rudi2017, alg. 1].
@@ -48,7 +47,7 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
     def __init__(
         self,
         kernel: Any = None,
-        centres: Any = 1000,
+        landmarks: Any = 1000,
         alpha: float | None = None,
         *,
         selection: str = "uniform",
@@ -56,7 +55,7 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         standardize: bool | None = None,
         precision: str | None = None,
         tolerance: float = 1e-4,
-        max_iterations: int = 100,
+        max_iter: int = 100,
         early_stopping: bool = True,
         validation_fraction: float | None = 0.1,
         time_budget: float | None = None,
@@ -64,16 +63,11 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         progress: Any = None,
         random_state: Any = None,
     ):
-        self.kernel, self.centres, self.alpha, self.selection, self.learn = kernel, centres, alpha, selection, learn
+        self.kernel, self.landmarks, self.alpha, self.selection, self.learn = kernel, landmarks, alpha, selection, learn
         self.standardize, self.precision, self.tolerance = standardize, precision, tolerance
-        self.max_iterations, self.early_stopping = max_iterations, early_stopping
+        self.max_iter, self.early_stopping = max_iter, early_stopping
         self.validation_fraction, self.time_budget, self.checkpoint = validation_fraction, time_budget, checkpoint
         self.progress, self.random_state = progress, random_state
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FalkonRegressor:
         """Learn from X: n d (arrays, frames, tensors, memory maps) and y: n or n c; rows of weight 0 do not count."""
@@ -154,7 +148,7 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> FalkonRegressor:
         """Add rows to the sums K_mn K_nm and K_mn y, in float64, and solve; any split of the rows gives the same model.
 
-        The first call chooses what does not come with the sums: kernel, scales, alpha and centres, from its rows.
+        The first call chooses what does not come with the sums: kernel, scales, alpha and landmarks, from its rows.
         After a fit, what it learned and chose stays, its rows do not count (and a warning says so).
         Intervals come from left-out residuals of each piece. Cost: n m^2 + m^3 / 3 flops each call.
         """
@@ -187,14 +181,14 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         seed = self._seed()
         if hasattr(self, "kernel_"):
             warnings.warn(MercerWarning("partial_fit keeps what fit learned and chose, not its rows"), stacklevel=3)
-            start, z = Start(self.kernel_, self.alpha_, self.scaler_, self._common, self.target_), self.centres_
+            start, z = Start(self.kernel_, self.alpha_, self.scaler_, self._common, self.target_), self.landmarks_
         else:
             keep = np.ones(len(rows), dtype=bool) if weight is None else weight > 0
             start = begin(self, rows, keep, seed, self.time_budget)
-            z = centres(self, rows, keep, start, seed, torch.float64)
-            if isinstance(self.centres, numbers.Integral) and len(z) < int(self.centres):
-                few = f"partial_fit keeps the {len(z)} centres that its first rows gave, not {self.centres}"
-                warnings.warn(MercerWarning(f"{few}; begin with more rows, or give centres"), stacklevel=3)
+            z = landmarks(self, rows, keep, start, seed, torch.float64)
+            if isinstance(self.landmarks, numbers.Integral) and len(z) < int(self.landmarks):
+                few = f"partial_fit keeps the {len(z)} landmarks that its first rows gave, not {self.landmarks}"
+                warnings.warn(MercerWarning(f"{few}; begin with more rows, or give landmarks"), stacklevel=3)
         fits(len(z), 1)
         found = Task(rows, weight, np.empty(0, dtype=bool), np.empty(0, dtype=np.int64), seed, start, z)
         middle, jitter = found.middle()
@@ -204,18 +198,11 @@ class FalkonRegressor(RegressorMixin, FalkonEstimator):
         level = start.noise if self.alpha is None else float(self.alpha)
         return Sums(start.kernel, z, middle, math.nan if level is None else level, outputs, seed)
 
-    def _units(self, scores: np.ndarray) -> np.ndarray:
-        found = self.target_.back(scores)
-        return found[:, 0] if self._vector else found
-
-    def predict(self, X: Any) -> Any:
-        """Predictions for X: n d, of the shape of y; torch in, torch out."""
+    def _answers(self, X: Any) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         check_is_fitted(self, "kernel_")
-        return as_given(X, self._units(self._scores(self._read(X, None, reset=False))))
-
-    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
-        """(lower, upper) that hold a new y with this chance; wider where held-out residuals were larger."""
-        conformal, rows = self.conformal_, self._read(X, None, reset=False)
+        rows = self._read(X, None, reset=False)
         scores = self._scores(rows)
-        low, high = conformal.interval(scores, self._local(rows.take(slice(None)), scores), coverage)
-        return as_given(X, self._units(low)), as_given(X, self._units(high))
+        return scores, lambda: self._local(rows.take(slice(None)), scores)
+
+    def _widths(self) -> LocalConformal:
+        return self.conformal_

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mercer.assemble import assemble
 from mercer.budget import memory_budget
-from mercer.claims import Claim
-from mercer.errors import DataError, StructureError
+from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian
+from mercer.learn.arguments import psd
 from mercer.learn.table import Scaler, read
 from mercer.linalg import eigenpairs
 from mercer.operator import Operator
@@ -92,10 +92,7 @@ class GramEstimator(BaseEstimator, ABC):
 
     def _begin(self, X: Any, y: Any = None, *, classes: bool = False) -> tuple[Tensor, Any, torch.Generator]:
         """(scaled rows `n d` float64, y in numpy, generator); sets scaler_ and kernel_."""
-        if self.kernel is not None and not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
+        psd(self, self.kernel)
         table, y = read(self, X, y, reset=True, classes=classes, target=classes)
         if len(table) < 2:
             raise DataError(f"{type(self).__name__} got 1 sample; expected at least 2 rows to learn from")

@@ -17,15 +17,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
-from mercer.claims import Claim
-from mercer.errors import ConvergenceWarning, DataError, StructureError
+from mercer.errors import ConvergenceWarning, DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
+from mercer.learn.answers import as_given
+from mercer.learn.arguments import count, positive, psd
 from mercer.learn.dklgp import DoubleKL, Rows
 from mercer.learn.likelihood import Evidence, Part
 from mercer.learn.likelihoods import observation
-from mercer.learn.regress import as_given
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import Climb, Clock
 
@@ -98,17 +98,12 @@ class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
         self.time_budget, self.progress, self.random_state = time_budget, progress, random_state
 
     def _check(self) -> None:
-        for name, value in (("noise", self.noise), ("time_budget", self.time_budget)):
-            if value is not None and not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
-                raise ValueError(f"{name} is {value!r}; expected a number > 0, or None")
+        positive("noise", self.noise)
+        positive("time_budget", self.time_budget)
         if not (isinstance(self.dof, numbers.Real) and 2 < float(self.dof) < math.inf):
             raise ValueError(f"dof is {self.dof!r}; expected a number > 2, so that there is a variance")
-        if not (isinstance(self.neighbours, numbers.Integral) and self.neighbours >= 1):
-            raise ValueError(f"neighbours is {self.neighbours!r}; expected a whole number >= 1")
-        if self.kernel is not None and not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"LatentVecchiaProcess needs a psd kernel; {self.kernel!r} does not claim it")
+        count("neighbours", self.neighbours, 1)
+        psd(self, self.kernel)
 
     def fit(self, X: Any, y: Any) -> LatentVecchiaProcess:
         """Learn from X: n d and y: n. Raises DataError naming the first NaN, infinity or impossible observation."""

@@ -1,4 +1,4 @@
-"""Kernel logistic regression on kernel centres: log odds trained by log loss, stretch and penalty by left-out rows."""
+"""Kernel logistic regression on landmarks: log odds trained by log loss, stretch and penalty by left-out rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mercer.learn.metric import stretched
 from mercer.learn.tune import UNTOLD, Clock, one_thread
 from mercer.learn.unseen import spread
 
-ROWS, FEW, CENTRES = 2000, 300, 600  # rows and kernel centres of the search, kernel centres of the fit
+ROWS, FEW, LANDMARKS = 2000, 300, 600  # rows and landmarks of the search, landmarks of the fit
 STRETCH = (1.0, 2.0, 4.0, 8.0)  # log odds are smoother than memberships
 FIRST, STEP, LEAST = 0.3, 10**-0.5, 1e-4  # penalties
 FOLDS = 4
 GAIN = 0.98  # of the log loss: a smaller gain is not worth leaving least squares
 HOPE = 1.5  # times the log loss of least squares: a worse search is not followed
 BLOCK = 4096  # rows of kernel values formed at once
-MOST, RATE = 3e7, 2e7  # rows times centres of a fit; times classes, that are trained on in a second
+MOST, RATE = 3e7, 2e7  # rows times landmarks of a fit; times classes, that are trained on in a second
 WEAK = 1e-2  # penalty of the log odds of a class
 
 
@@ -144,14 +144,14 @@ def fit(
 
     place: a number that rows equal in x share, which are left out together.
     None where its log loss on left-out rows is no less than `usual`, that of least squares, by 2 %.
-    Rows are drawn where n times the kernel centres is beyond 3e7, the memory budget or half the seconds left.
+    Rows are drawn where n times the landmarks is beyond 3e7, the memory budget or half the seconds left.
     Cost: n m (m + 4 c steps) flops. Source [rasmussen2006, sec. 3.5].
     """
     classes = int(codes.max()) + 1
     found, kernel, penalty = _search(kernel, x, codes, classes, clock, generator, place)
     if found > HOPE * usual:
         return None
-    m = min(CENTRES, len(x))
+    m = min(LANDMARKS, len(x))
     seconds = max((UNTOLD if clock.seconds is None else clock.seconds) - clock.used(), 1.0)
     most = int(min(MOST, memory_budget() / 24, 0.5 * seconds * RATE / classes) / m)
     rows = torch.randperm(len(x), generator=generator)[: max(most, ROWS)]

@@ -1,4 +1,4 @@
-"""FalkonClassifier: kernel logistic regression on kernel centres for any number of rows, by Newton's method."""
+"""FalkonClassifier: kernel logistic regression on landmarks for any number of rows, by Newton's method."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from mercer.learn.answers import CalibratedClassifier
 from mercer.learn.base import START
-from mercer.learn.calibrate import Calibration, log_chances
-from mercer.learn.centred import FalkonEstimator
+from mercer.learn.calibrate import Calibration
 from mercer.learn.classify import encoded
+from mercer.learn.landmarked import FalkonEstimator
 from mercer.learn.newton import Newton, Odds
 from mercer.learn.passes import Passes
-from mercer.learn.regress import as_given
 from mercer.learn.solve import FLOOR
 from mercer.learn.task import Task, fits, open_fit, weights_of
 from mercer.learn.whitening import Whitening
@@ -27,13 +26,13 @@ SEEN = 4  # rows for each centre that tell the curvature of the log loss
 CURVE = 0.25  # the second derivative of the log loss, at most: a noise of least squares as a penalty of log odds
 
 
-class FalkonClassifier(ClassifierMixin, FalkonEstimator):
-    """Kernel logistic regression on kernel centres, rows read in blocks: least log loss + alpha / 2 |f|^2.
+class FalkonClassifier(CalibratedClassifier, FalkonEstimator):
+    """Kernel logistic regression on landmarks, rows read in blocks: least log loss + alpha / 2 |f|^2.
 
     f = k(., z) w, without an intercept: log odds of the second of two classes, or the full softmax of one column for
     each class, all of them in each Newton step. alpha: > 0; None: the one of the decreasing path of penalties that
     held-out rows like best. tolerance: of the root mean square change of the log odds by another Newton step.
-    max_iterations: Newton steps. Probabilities are calibrated on held-out rows (not with validation_fraction=None).
+    max_iter: Newton steps. Probabilities are calibrated on held-out rows (not with validation_fraction=None).
     There is no partial_fit: its second derivatives move with the weights, so sums of rows that are gone do not do.
     All other parameters and attributes as in FalkonRegressor. Fitted: classes_, calibration_ too.
     Cost: about ten passes of 4 n m kernel values for each of some ten to thirty steps, 2 m^3 flops for each class.
@@ -44,7 +43,7 @@ class FalkonClassifier(ClassifierMixin, FalkonEstimator):
     def __init__(
         self,
         kernel: Any = None,
-        centres: Any = 1000,
+        landmarks: Any = 1000,
         alpha: float | None = None,
         *,
         selection: str = "uniform",
@@ -52,16 +51,16 @@ class FalkonClassifier(ClassifierMixin, FalkonEstimator):
         standardize: bool | None = None,
         precision: str | None = None,
         tolerance: float = 1e-3,
-        max_iterations: int = 100,
+        max_iter: int = 100,
         validation_fraction: float | None = 0.1,
         time_budget: float | None = None,
         checkpoint: Any = None,
         progress: Any = None,
         random_state: Any = None,
     ):
-        self.kernel, self.centres, self.alpha, self.selection, self.learn = kernel, centres, alpha, selection, learn
+        self.kernel, self.landmarks, self.alpha, self.selection, self.learn = kernel, landmarks, alpha, selection, learn
         self.standardize, self.precision, self.tolerance = standardize, precision, tolerance
-        self.max_iterations, self.validation_fraction = max_iterations, validation_fraction
+        self.max_iter, self.validation_fraction = max_iter, validation_fraction
         self.time_budget, self.checkpoint = time_budget, checkpoint
         self.progress, self.random_state = progress, random_state
 
@@ -122,17 +121,3 @@ class FalkonClassifier(ClassifierMixin, FalkonEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "kernel_")
         return self.calibration_.logits(self._each_class(self._scores(self._read(X, None, reset=False))))
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Log odds of the second class `n`, or log probabilities up to a constant `n c`."""
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
-
-    def predict_proba(self, X: Any) -> Any:
-        """Probabilities of classes_, `n c`; torch in, torch out."""
-        return as_given(X, np.exp(log_chances(self._logits(X))))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The likeliest label of each row, `n`."""
-        check_is_fitted(self, "kernel_")
-        return self.classes_[self._logits(X).argmax(1)]

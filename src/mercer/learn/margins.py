@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mercer.budget import memory_budget
 from mercer.features import Nystrom
+from mercer.learn.answers import as_given
 from mercer.learn.calibrate import Calibration
 from mercer.learn.classify import encoded
 from mercer.learn.gram import GramEstimator, held
-from mercer.learn.regress import as_given
 
 EXACT = 10_000  # rows up to which LIBSVM solves on the whole Gram
 FOLDS = 5  # whose left-out margins make probabilities

@@ -15,8 +15,8 @@ from mercer.budget import memory_budget
 from mercer.kernel import Kernel, ProfileKernel, Scaled, Warped
 from mercer.kernels import Matern, Metric
 from mercer.learn import plan as planning
-from mercer.learn.centres import normal
 from mercer.learn.gradients import agop
+from mercer.learn.landmarks import normal
 from mercer.learn.solve import Fitted, exact
 from mercer.learn.tune import Clock, Pair, Progress, learn
 from mercer.learn.unseen import flattered
@@ -27,10 +27,10 @@ PAIRS = 256  # rows whose kernel values set the scale of a new metric
 POWER = 0.5  # of the average gradient outer product: 1 lets the strongest direction crowd out the others
 FINER = 0.7  # step of the search for a lengthscale
 BYTES = 96  # of memory for each squared centre
-FEW = 500  # rows that are solved exactly, and the fewest kernel centres of more
+FEW = 500  # rows that are solved exactly, and the fewest landmarks of more
 NOISES = (0.1, 0.3, 3.0, 10.0)  # multiples of the noise that are tried
 LEAST_ROWS, MOST_COLUMNS, HELD = 1000, 300, 4000  # of a table whose metric is tried, and rows that judge it
-GLANCE, LOOK = (4000, 400, 2), (12_000, 800, 10)  # rows, centres and rounds
+GLANCE, LOOK = (4000, 400, 2), (12_000, 800, 10)  # rows, landmarks and rounds
 PATIENT, LITTLE = 2, 0.01  # rounds end where so many in turn bring less than this share of the error
 GAIN, SURE = 0.01, 2.0  # of the error, and in standard errors: what a metric must bring
 TIME, LATE = 0.7, 0.85  # of the seconds: for rounds, and for scale and noise of a process afterwards
@@ -136,14 +136,14 @@ def stretched(kernel: Kernel, factor: float) -> Kernel:
 
 @dataclass
 class Recursion:
-    """Rounds of fitting and sharpening. centres: of a fit, at most, and no more than a quarter of the rows.
+    """Rounds of fitting and sharpening. landmarks: of a fit, at most, and no more than a quarter of the rows.
 
     full: a metric with directions of its own, or one number for each column. search: whether the noise is free.
     """
 
     data: Data
     full: bool
-    centres: int
+    landmarks: int
     clock: Clock
     seed: int
     least: float
@@ -155,16 +155,16 @@ class Recursion:
         """(a fit of these rows, the mean square of what left-out ones are missed by)."""
         data, n = self.data, len(self.data.x)
         factors = list(NOISES) if self.search else []
-        noise, centres = (
+        noise, landmarks = (
             max(noise, self.least),
-            min(self.centres, max(n // 4, FEW), int((memory_budget() / BYTES) ** 0.5)),
+            min(self.landmarks, max(n // 4, FEW), int((memory_budget() / BYTES) ** 0.5)),
         )
-        if n <= centres:
+        if n <= landmarks:
             plan = planning.Plan("cholesky", n)
             found = exact(kernel, noise, data.x, data.y, plan, factors, self.clock, data.share)
         else:
-            plan = planning.Plan("nystrom", n, landmarks=centres)
-            draws = torch.Generator().manual_seed(self.seed)  # the same centres and folds for all that are compared
+            plan = planning.Plan("nystrom", n, landmarks=landmarks)
+            draws = torch.Generator().manual_seed(self.seed)  # the same landmarks and folds for all that are compared
             found = normal(kernel, noise, data.x, data.y, plan, factors, draws, self.clock, data.share)
         return found, float((found.left_out - data.y).square().mean())
 
@@ -230,10 +230,10 @@ def _search(
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
     start = _rotatable(kernel, x)
     best = Stage(start, noise, torch.full((out,), math.inf))
-    for rows, centres, steps in (GLANCE, LOOK) if len(kept) > GLANCE[0] else (LOOK,):
+    for rows, landmarks, steps in (GLANCE, LOOK) if len(kept) > GLANCE[0] else (LOOK,):
         at = kept[:rows]
         data = Data(x[at], y[at], x[held], truth[held], None if share is None else share[at])
-        run = Recursion(data, True, centres, clock, seed, least)
+        run = Recursion(data, True, landmarks, clock, seed, least)
         begun = best.kernel
         first, best = run.best(begun, best.noise, steps, TIME)
         if begun is not kernel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import numbers
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from torch import Tensor
 
 from mercer.budget import memory_budget
-from mercer.claims import Claim
-from mercer.errors import DataError, ShapeError, StructureError
+from mercer.errors import DataError, ShapeError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern
-from mercer.learn.regress import as_given
+from mercer.learn.answers import as_given
+from mercer.learn.arguments import count, positive, psd
 from mercer.learn.stochastic import BYTES, COPIES, RANK, Whole
 from mercer.learn.table import Scaler, plain, read, refuse_words
 from mercer.learn.tasks import Separable, Tasks, TasksLikelihood, algorithm, observed
@@ -71,23 +70,15 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
         return tags
 
     def _check(self) -> None:
-        for name in ("terms", "rank"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number >= 1")
-        if self.noise is not None and not (isinstance(self.noise, numbers.Real) and 0 < float(self.noise) < math.inf):
-            raise ValueError(f"noise is {self.noise!r}; expected a number > 0, or None to learn it")
-        seconds = self.time_budget
-        if seconds is not None and not (isinstance(seconds, numbers.Real) and float(seconds) > 0):
-            raise ValueError(f"time_budget is {seconds!r}; expected seconds > 0, or None")
+        count("terms", self.terms, 1)
+        count("rank", self.rank, 1)
+        positive("noise", self.noise)
+        positive("time_budget", self.time_budget)
         given = self.kernel if isinstance(self.kernel, list | tuple) else [self.kernel]
         if isinstance(self.kernel, list | tuple) and len(given) != self.terms:
             raise ValueError(f"kernel holds {len(given)} kernels, terms is {self.terms}")
         for k in given:
-            if k is not None and not isinstance(k, Kernel):
-                raise TypeError(f"kernel is {type(k).__name__}; expected a mercer Kernel, a list of them, or None")
-            if k is not None and Claim.PSD not in k.claims:
-                raise StructureError(f"{type(self).__name__} needs psd kernels; {k!r} does not claim it")
+            psd(self, k)
 
     def _kernels(self, d: int) -> list[Kernel]:
         if self.kernel is None:

@@ -13,14 +13,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mercer.claims import Claim
-from mercer.errors import DataError, StructureError
+from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn import plan as planning
+from mercer.learn.answers import as_given
+from mercer.learn.arguments import count, positive, psd
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
-from mercer.learn.regress import as_given
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import Clock
@@ -112,14 +112,13 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> NeighbourRidge:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""
+        psd(self, self.kernel)
+        positive("time_budget", self.time_budget)
+        count("neighbours", self.neighbours, 2)
         clock = Clock.of(self.time_budget)
         table, y = read(self, X, y, reset=True)
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"NeighbourRidge needs a psd kernel; {self.kernel!r} does not claim it")
         if len(table) < 3:
             raise DataError(f"NeighbourRidge got {len(table)} samples; expected at least 3 rows to learn from")
-        if self.neighbours < 2:
-            raise ValueError(f"neighbours is {self.neighbours}; expected 2 or more")
         target = np.asarray(y, dtype=np.float64)
         self.vector_ = target.ndim == 1
         self.scaler_ = Scaler.fit(table)

@@ -1,4 +1,4 @@
-"""Newton's method for the log loss of kernel centres: each step a weighted least squares problem for Falkon's CG."""
+"""Newton's method for the log loss of landmarks: each step a weighted least squares problem for Falkon's CG."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Newton:
         return values, {"w": self.w, "best": self.best}
 
     def run(self) -> Tensor:
-        """Weights of the centres, `m columns` float64; `level`, `change`, `error` and `stopped` say what they are."""
+        """Weights of the landmarks, `m columns` float64; `level`, `change`, `error` and `stopped` say what they are."""
         if self.stopped:
             return self.w
         try:

@@ -16,8 +16,8 @@ from mercer.learn import plan as planning
 from mercer.learn.plan import Speed
 from mercer.linalg import Cholesky
 
-SAMPLE, CENTRES = 400, 1500  # rows whose variance centres are to explain, and centres that are tried
-STREAMED = 1000  # centres of learners that stream, unless they are told otherwise
+SAMPLE, LANDMARKS = 400, 1500  # rows whose variance landmarks are to explain, and landmarks that are tried
+STREAMED = 1000  # landmarks of learners that stream, unless they are told otherwise
 EPOCHS, PASSES, STEPS = 10, 25, 60  # of EigenPro, of Falkon over the rows, of a likelihood that is climbed
 INDUCING, BATCHES = 300, 20  # inducing points and passes of a variational process
 NEIGHBOURS, FLAT = 30, 4  # of Vecchia; columns up to which nearest rows tell what there is to know
@@ -42,14 +42,14 @@ class Option:
     plan: planning.Plan | None = None
 
 
-def unseen(kernel: Kernel, x: Tensor, centres: int) -> float:
-    """What so many kernel centres leave of a function drawn from the kernel: root mean square, share of its deviation.
+def unseen(kernel: Kernel, x: Tensor, landmarks: int) -> float:
+    """What so many landmarks leave of a function drawn from the kernel: root mean square, share of its deviation.
 
-    Measured on rows of x that are no centres: sqrt(mean(k(x, x) - k_x^T K^-1 k_x) / mean k(x, x)). Of more than 1,500
-    centres, or more than there are rows, what the largest number that can be tried leaves: a bound.
+    Measured on rows of x that are no landmarks: sqrt(mean(k(x, x) - k_x^T K^-1 k_x) / mean k(x, x)). Of more than 1,500
+    landmarks, or more than there are rows, what the largest number that can be tried leaves: a bound.
     """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    m = max(min(centres, CENTRES, len(x) - SAMPLE // 4), 1)
+    m = max(min(landmarks, LANDMARKS, len(x) - SAMPLE // 4), 1)
     z, rest = x[order[:m]].double(), x[order[m:][:SAMPLE]].double()
     if not len(rest):
         return 0.0
@@ -66,7 +66,7 @@ def options(
     """Every learner for n rows of d columns, what `mercer fit` and KernelRidge would take first.
 
     x: rows on their common scale, `n' d`; with a kernel (None: Matern 5/2 at the usual distance) they tell the error
-    that kernel centres leave, and the speed. Memory is compared with mercer.memory's budget, seconds with `seconds`.
+    that landmarks leave, and the speed. Memory is compared with mercer.memory's budget, seconds with `seconds`.
     """
     for name, count in (("n", n), ("d", d), ("outputs", outputs)):
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
@@ -78,10 +78,10 @@ def options(
     speed = Speed.measure(kernel, rows)
     known: dict[int, float] = {}
 
-    def left(centres: int) -> float | None:
+    def left(landmarks: int) -> float | None:
         if x is None:
             return None
-        many = min(centres, CENTRES)
+        many = min(landmarks, LANDMARKS)
         if many not in known:
             known[many] = unseen(kernel, x, many)
         return known[many]
@@ -98,7 +98,7 @@ def _ridge(proposal: planning.Proposal, chosen: bool, left: Callable[[int], floa
     plan = proposal.plan
     words = {
         "cholesky": "exactly, by Cholesky", "cg": "the whole kernel, by conjugate gradients",
-        "nystrom": f"{plan.landmarks:,} centres, normal equations", "falkon": f"{plan.landmarks:,} centres, by CG",
+        "nystrom": f"{plan.landmarks:,} landmarks, normal equations", "falkon": f"{plan.landmarks:,} landmarks, by CG",
     }  # fmt: skip
     error = left(plan.landmarks) if plan.algorithm in ("nystrom", "falkon") else 0.0
     name = "KernelRidge, GaussianProcessRegressor" if plan.algorithm in ("cholesky", "nystrom") else "KernelRidge"
@@ -120,9 +120,9 @@ def _others(
     flat = "" if d <= FLAT else f"more than {FLAT} columns"
     few = "" if n <= EIGH else f"more than {EIGH:,} rows"
     return [
-        option("FalkonRegressor", f"{m:,} centres, rows streamed", 32.0 * m * m + BATCH,
+        option("FalkonRegressor", f"{m:,} landmarks, rows streamed", 32.0 * m * m + BATCH,
                2 * PASSES * pairs * pair + 2.0 * m**3 / speed.flops, left(m)),
-        option("EigenProRegressor", f"{m:,} centres, rows streamed", 8.0 * m * m + BATCH,
+        option("EigenProRegressor", f"{m:,} landmarks, rows streamed", 8.0 * m * m + BATCH,
                2 * EPOCHS * pairs * pair + 2.0 * m**3 / speed.flops, left(m)),
         option("EigenProRegressor", "every row a centre", 4.0 * n * (d + 160 + outputs) + BATCH,
                EPOCHS * float(n) * n * pair, None),

@@ -1,4 +1,4 @@
-"""Passes over rows that may be larger than memory: products of k(rows, centres), a block of rows at a time."""
+"""Passes over rows that may be larger than memory: products of k(rows, landmarks), a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STORED = 2**29  # bytes of K that are kept at most
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows x and K of them and the centres; their targets `n c` and weights `n 1` (None for one), float64."""
+    """Some rows x and K of them and the landmarks; their targets `n c` and weights `n 1` (None for one), float64."""
 
     x: Tensor
     k: Operator
@@ -64,7 +64,7 @@ class Passes:
         return int(min(MOST, max(LEAST, memory_budget() // (BLOCK * self.row_bytes))))
 
     def read(self, at: np.ndarray | slice) -> Tensor:
-        """Rows as the kernel sees them, in the dtype of the centres."""
+        """Rows as the kernel sees them, in the dtype of the landmarks."""
         return self.scaler(self.rows.take(at)).to(self.z.dtype)
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -98,7 +98,7 @@ class Passes:
             yield Part(x, assemble(self.kernel, x, self.z, rhs=self.columns), y, weight)
 
     def wide(self) -> Iterator[Part]:
-        """The same rows and centres in float64, a block at a time."""
+        """The same rows and landmarks in float64, a block at a time."""
         if self.z.dtype == torch.float64:
             yield from self
             return

@@ -16,7 +16,7 @@ from mercer.errors import MemoryBudgetError, StructureError
 from mercer.feature import FeatureMap
 from mercer.features.fourier import width
 from mercer.kernel import Kernel, Scaled, Spectrum, Sum, Warped
-from mercer.learn.regress import as_given
+from mercer.learn.answers import as_given
 from mercer.linalg import Cholesky
 
 SETS, TILE = 32, 2**18  # of frequencies that draws share; values formed at once
@@ -150,8 +150,8 @@ def prior_draws(kernel: Kernel, d: int, draws: int, frequencies: int, generator:
 def sample_posterior(model: Any, count: int, frequencies: int, random_state: Any) -> FunctionSamples:
     """Draws of the posterior of a fitted GaussianProcessRegressor.
 
-    All rows: f + k(., x) A^-1 (y - f(x) - e) for a draw f of the prior and e of the noise. Kernel centres:
-    f + k(., z) K_mm^-1 (u - f(z)) for a draw u of what is known of the centres.
+    All rows: f + k(., x) A^-1 (y - f(x) - e) for a draw f of the prior and e of the noise. Landmarks:
+    f + k(., z) K_mm^-1 (u - f(z)) for a draw u of what is known of the landmarks.
     """
     if count < 1 or frequencies < 1:
         raise ValueError(f"count is {count}, frequencies {frequencies}; expected whole numbers >= 1")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mercer.budget import memory_budget
 from mercer.errors import ConvergenceWarning, DataError, ShapeError
+from mercer.learn.answers import as_given
 from mercer.learn.dual_pca import NEAR, Centred, Loss, climb, principal, robust_centre, starts, usual_threshold
 from mercer.learn.gram import GramEstimator, gaussian_by, median_distance, signs, top_eigenpairs
 from mercer.learn.plan import Plan
-from mercer.learn.regress import as_given
 from mercer.learn.solve import exact
 from mercer.learn.table import Target, plain, read, refuse_gaps
 from mercer.learn.tune import Clock

@@ -16,7 +16,7 @@ from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
-FEWEST, CENTRES, MANY = 500, 3000, 10_000  # kernel centres: on a slow machine, by normal equations, by CG
+FEWEST, LANDMARKS, MANY = 500, 3000, 10_000  # landmarks: on a slow machine, by normal equations, by CG
 PATIENCE = 15.0  # seconds for a solve when no budget was given
 STEPS = 45  # iterations of a typical solve, trials of the noise included
 EXACT = 5e-11  # seconds of the exact path for each cubed row
@@ -31,7 +31,7 @@ class Plan:
     steps: gradients that the kernel was learned by; hasty: whether time allowed hardly any; error: mean square of
     what left-out rows were missed by, in units of the target's deviation. directions: of a learned metric, 0: none.
 
-    algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (kernel centres), "falkon" (many of them, by CG);
+    algorithm: "cholesky", "cg" (the whole kernel), "nystrom" (landmarks), "falkon" (many of them, by CG);
     of SpectralRegressor "eigh", "lanczos" or "features".
     """
 
@@ -118,8 +118,8 @@ def _whole(n: int, seconds: float, budget: int, speed: Speed, columns: int) -> P
 
 
 def _centred(algorithm: str, n: int, seconds: float, budget: int, speed: Speed, columns: int) -> Proposal:
-    """With as many centres as the seconds and the memory have room for."""
-    most = CENTRES if algorithm == "nystrom" else MANY
+    """With as many landmarks as the seconds and the memory have room for."""
+    most = LANDMARKS if algorithm == "nystrom" else MANY
     m = min(most, n, max(200, int((budget / 96) ** 0.5)))
     while m > FEWEST and _seconds(algorithm, n, m, speed, columns, budget) > seconds:
         m = max(int(0.85 * m), FEWEST)
@@ -130,7 +130,7 @@ def _centred(algorithm: str, n: int, seconds: float, budget: int, speed: Speed, 
 
 
 def proposals(n: int, seconds: float, speed: Speed, outputs: int = 1) -> list[Proposal]:
-    """Every algorithm for n rows: exact, the whole kernel by CG, kernel centres by normal equations and by CG."""
+    """Every algorithm for n rows: exact, the whole kernel by CG, landmarks by normal equations and by CG."""
     budget, columns = memory_budget(), 5 * outputs
     centred = [_centred(algorithm, n, seconds, budget, speed, columns) for algorithm in ("nystrom", "falkon")]
     return [_exact(n, seconds, budget), _whole(n, seconds, budget, speed, columns), *centred]
@@ -139,7 +139,7 @@ def proposals(n: int, seconds: float, speed: Speed, outputs: int = 1) -> list[Pr
 def choose(
     n: int, seconds: float | None = None, speed: Speed | Callable[[], Speed] | None = None, outputs: int = 1
 ) -> Plan:
-    """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then kernel centres.
+    """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then landmarks.
 
     seconds: what the solve may take (None: 15). speed: of this machine, asked for where it matters. The memory budget
     decides as well.
@@ -155,9 +155,9 @@ def choose(
     return falkon.plan if more else nystrom.plan
 
 
-def centres(n: int, most: int) -> Plan:
-    """Kernel centres by normal equations: at most so many, within the memory budget."""
-    m = min(max(most, FEWEST), CENTRES, n, max(200, int((memory_budget() / 96) ** 0.5)))
+def landmarks(n: int, most: int) -> Plan:
+    """Landmarks by normal equations: at most so many, within the memory budget."""
+    m = min(max(most, FEWEST), LANDMARKS, n, max(200, int((memory_budget() / 96) ** 0.5)))
     return Plan("nystrom", n, landmarks=m, memory=64 * m * m + 2**23)
 
 
@@ -175,11 +175,11 @@ def sentence(plan: Plan) -> str:
     how = {
         "cholesky": f"exact solution of {plan.rows:,} rows by Cholesky",
         "cg": f"the whole kernel of {plan.rows:,} rows by conjugate gradients ({plan.landmarks:,} rows precondition)",
-        "nystrom": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by normal equations",
-        "falkon": f"{plan.landmarks:,} kernel centres for {plan.rows:,} rows by preconditioned conjugate gradients",
+        "nystrom": f"{plan.landmarks:,} landmarks for {plan.rows:,} rows by normal equations",
+        "falkon": f"{plan.landmarks:,} landmarks for {plan.rows:,} rows by preconditioned conjugate gradients",
         "eigh": f"all eigenpairs of {plan.rows:,} rows",
         "lanczos": f"the whole kernel of {plan.rows:,} rows by Lanczos",
-        "features": f"eigenpairs of {plan.landmarks:,} kernel centres for {plan.rows:,} rows",
+        "features": f"eigenpairs of {plan.landmarks:,} landmarks for {plan.rows:,} rows",
     }[plan.algorithm]
     steps = f", {plan.iterations} iterations to a residual of {plan.residual:.1e}" if plan.iterations else ""
     jitter = f", jitter {plan.jitter:.1e}" if plan.jitter else ""

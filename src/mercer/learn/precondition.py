@@ -19,7 +19,7 @@ from mercer.operator import Operator
 from mercer.operators import Dense
 
 SUBSAMPLE, RANK = 2000, 700  # rows that the steepest directions are found on, and how many of them at most
-DIRECT = 3000  # centres up to which their kernel is inverted; beyond, a low-rank inverse stands for it
+DIRECT = 3000  # landmarks up to which their kernel is inverted; beyond, a low-rank inverse stands for it
 LOWRANK = 1000  # rank of that inverse
 SPARE = 20  # rows for each of these directions, whose noise is fitted as quickly as their signal
 SMALL = 1000  # rows up to which all eigenpairs are quicker than a few
@@ -67,7 +67,7 @@ class Top:
 
 
 class Steps(ABC):
-    """Preconditioned gradients for weights of kernel centres. points: p d, float32, scaled; tail: as in Top."""
+    """Preconditioned gradients for weights of landmarks. points: p d, float32, scaled; tail: as in Top."""
 
     kernel: Kernel
     points: Tensor
@@ -109,7 +109,7 @@ class Own(Steps):
 
     def move(self, w: Tensor, x: Tensor, places: Tensor | None, gradient: Tensor, scale: float) -> None:
         if places is None:
-            raise ValueError("Own.move: places of the rows among the centres are needed")
+            raise ValueError("Own.move: places of the rows among the landmarks are needed")
         seen = assemble(self.kernel, self.sample, x, rhs=gradient.shape[1]).matmul(gradient.float()).double()
         w.index_add_(0, places, gradient, alpha=-scale)
         w.index_add_(0, self.at, self.vectors @ (self.weights[:, None] * (self.vectors.mT @ seen)), alpha=scale)
@@ -121,10 +121,10 @@ class Own(Steps):
 
 
 class Apart(Steps):
-    """Centres of their own: gradients are projected onto their span, by their inverse kernel or one close to it.
+    """Landmarks of their own: gradients are projected onto their span, by their inverse kernel or one close to it.
 
     The steepest directions are those of the projected kernel. Any metric that is positive has the same solution; up
-    to 3,000 centres it is the exact projection, beyond a Nystrom factor of theirs and a ridge.
+    to 3,000 landmarks it is the exact projection, beyond a Nystrom factor of theirs and a ridge.
     Cost: p^3 flops and 8 p^2 bytes, or p rank^2 and 4 p rank. Source [abedsoltan2023].
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from torch import Tensor
 from mercer.assemble import assemble
 from mercer.budget import memory_budget
 from mercer.errors import DataError, ShapeError
+from mercer.learn.arguments import count, positive, psd, share
 from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.descent import Batch, Descent, Loss, State
 from mercer.learn.draw import Start, drawn
@@ -35,17 +35,11 @@ SEEN = 5000  # training rows that judge a model where none are held out
 LARGEST = 8192  # rows of a batch
 
 
-def _whole(name: str, value: Any, least: int, optional: bool = True) -> None:
-    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
-    if not (fine or (optional and value is None)):
-        raise ValueError(f"{name} is {value!r}; expected a whole number >= {least}{', or None' if optional else ''}")
-
-
 class EigenProEstimator(BaseEstimator, ABC):
     """Base of the estimators that take steps over a stream of rows: not public, and of no use alone."""
 
     kernel: Any
-    centres: Any
+    landmarks: Any
     rank: Any
     subsample: Any
     batch_size: Any
@@ -81,20 +75,16 @@ class EigenProEstimator(BaseEstimator, ABC):
         """Columns of the weights."""
 
     def _check(self) -> None:
-        if isinstance(self.centres, numbers.Integral | type(None)):
-            _whole("centres", self.centres, 1)
+        if isinstance(self.landmarks, numbers.Integral | type(None)):
+            count("landmarks", self.landmarks, 1, optional=True)
+        psd(self, self.kernel)
         for name, least in (("rank", 0), ("batch_size", 1)):
-            _whole(name, getattr(self, name), least)
+            count(name, getattr(self, name), least, optional=True)
         for name, least in (("subsample", 2), ("epochs", 1), ("patience", 1)):
-            _whole(name, getattr(self, name), least, optional=False)
-        step, share = self.step_size, self.validation_fraction
-        seconds = self.time_budget
-        if seconds is not None and not (isinstance(seconds, numbers.Real) and float(seconds) > 0):
-            raise ValueError(f"time_budget is {seconds!r}; expected seconds > 0, or None")
-        if step is not None and not (isinstance(step, numbers.Real) and 0 < float(step) < math.inf):
-            raise ValueError(f"step_size is {step!r}; expected a number > 0, or None")
-        if not (isinstance(share, numbers.Real) and 0 <= float(share) < 1):
-            raise ValueError(f"validation_fraction is {share!r}; expected a number from 0 to below 1")
+            count(name, getattr(self, name), least)
+        positive("time_budget", self.time_budget)
+        positive("step_size", self.step_size)
+        share("validation_fraction", self.validation_fraction)
 
     def _seconds(self) -> float | None:
         return None if self.time_budget is None else LEARNING * self.time_budget
@@ -177,28 +167,30 @@ class EigenProEstimator(BaseEstimator, ABC):
         self._held = x, y
 
     def _grown(self, rows: Rows, keep: np.ndarray) -> Tensor:
-        """The centres: those there are and more of these rows, as many as are asked for."""
+        """The landmarks: those there are and more of these rows, as many as are asked for."""
         have = len(self._points)
-        if self.centres is None:
+        if self.landmarks is None:
             added = [self._points]
             for block in rows.blocks(SAMPLE):
                 places = np.arange(block.start, block.stop)[keep[block]]
                 added.append(self._scaled(rows, places))
             return torch.cat(added)
-        if isinstance(self.centres, numbers.Integral):
-            many = int(self.centres) - have
+        if isinstance(self.landmarks, numbers.Integral):
+            many = int(self.landmarks) - have
             return (
                 self._points
                 if many <= 0
                 else torch.cat([self._points, self._scaled(rows, drawn(keep, many, self._seed + 1))])
             )
-        given = Rows(np.asarray(self.centres.detach().cpu() if isinstance(self.centres, Tensor) else self.centres))
+        given = Rows(
+            np.asarray(self.landmarks.detach().cpu() if isinstance(self.landmarks, Tensor) else self.landmarks)
+        )
         if given.x.ndim != 2 or given.columns != rows.columns or not len(given):
-            raise ShapeError(f"centres has shape {given.x.shape}; expected p {rows.columns}, as X has columns")
+            raise ShapeError(f"landmarks has shape {given.x.shape}; expected p {rows.columns}, as X has columns")
         return self._scaled(given, slice(None))
 
     def _steps(self, rows: Rows, keep: np.ndarray) -> Steps:
-        """The centres with these rows, and the preconditioner: made again where centres or rows were added."""
+        """The landmarks with these rows, and the preconditioner: made again where landmarks or rows were added."""
         have, self._first = self._made, len(self._points)
         points = self._grown(rows, keep)
         enough = have is not None and min(self.subsample, int(keep.sum())) <= self._shown
@@ -206,7 +198,7 @@ class EigenProEstimator(BaseEstimator, ABC):
             return have
         self._points, generator = points, torch.Generator().manual_seed(self._seed)
         batch = 0 if self.rank is not None else self.batch_size or largest(int(keep.sum()), LARGEST)
-        if self.centres is None:
+        if self.landmarks is None:
             at = torch.randperm(len(points), generator=generator)[: self.subsample]
             self._shown = len(at)
             return Own(self.kernel_, points, at, spare(self.rank, len(points), len(at)), generator, batch)
@@ -283,7 +275,7 @@ class EigenProEstimator(BaseEstimator, ABC):
             "stopped": self.stopped_,
             "history": self.history_,
         }
-        values["own"] = self.centres is None
+        values["own"] = self.landmarks is None
         held = dict(zip(("held_x", "held_y"), (v.numpy() for v in self._held), strict=True))
         return values, {"points": self._points.numpy(), "weights": self._weights.numpy(), **held}
 
@@ -294,6 +286,6 @@ class EigenProEstimator(BaseEstimator, ABC):
             self.feature_names_in_ = np.array(values["names"], dtype=object)
         self._points, self._weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
         self._held = torch.tensor(arrays["held_x"]), torch.tensor(arrays["held_y"])
-        self.centres = None if values["own"] else len(self._points)
+        self.landmarks = None if values["own"] else len(self._points)
         self.stopped_, self.history_ = values["stopped"], [tuple(row) for row in values["history"]]
         self.epochs_, self._seed = len(self.history_), 0

@@ -1,4 +1,4 @@
-"""GaussianProcessRegressor: exact Gaussian processes by Cholesky or CG, and kernel centres above what these hold."""
+"""GaussianProcessRegressor: exact Gaussian processes by Cholesky or CG, and landmarks above what these hold."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from mercer.budget import memory_budget, mib
 from mercer.errors import MemoryBudgetError, NotPositiveDefiniteError, StructureError
 from mercer.kernel import Kernel
 from mercer.learn import plan as planning
-from mercer.learn.centres import block_rows
+from mercer.learn.answers import as_given
+from mercer.learn.landmarks import block_rows
 from mercer.learn.likelihood import Likelihood
 from mercer.learn.pathwise import FunctionSamples, sample_posterior
-from mercer.learn.regress import KernelRegressor, as_given
+from mercer.learn.regress import KernelRegressor
 from mercer.learn.solve import FLOOR, Fitted, whole
 from mercer.learn.stochastic import StochasticLikelihood, Whole
 from mercer.learn.tune import LAST, Climb, Clock
 from mercer.linalg import Cholesky
 
-METHODS = (None, "exact", "cg", "centres")
+METHODS = (None, "exact", "cg", "landmarks")
 STEPS = 40  # of learning on all rows, where time allows
 BOUND = 10.0  # times the rounding error of a difference of two variances: what may be clipped to zero
 
@@ -34,11 +35,11 @@ class GaussianProcessRegressor(KernelRegressor):
 
     kernel: a psd Kernel, or None: a variance times the best of Laplace, Matern 5/2 and Gaussian, a lengthscale for
     each column. noise: > 0, variance of e; None: learned. method: "exact" (Cholesky), "cg" (all rows, by products
-    with K alone), "centres", or None: exact up to 5,000 rows where the budget holds it, centres above.
+    with K alone), "landmarks", or None: exact up to 5,000 rows where the budget holds it, landmarks above.
     Other parameters as in KernelRidge. Fitted: kernel_, noise_ (for standardised data), plan_, conformal_, left_out_.
     Cost: n^3 / 3 flops; by CG about 100 products with K, and 20 with a column for each row whose variance is asked;
-    of m centres n m^2 flops. Error: none, but "cg": means to 1e-8, variances at most 1e-3 of themselves too large;
-    "centres": the variance is that of their model plus the part of the prior they do not see, so never too small.
+    of m landmarks n m^2 flops. Error: none, but "cg": means to 1e-8, variances at most 1e-3 of themselves too large;
+    "landmarks": the variance is that of their model plus the part of the prior they do not see, so never too small.
     Source [rasmussen2006, alg. 2.1], [gardner2018], [quinonero2005, sec. 5].
     """
 
@@ -73,7 +74,7 @@ class GaussianProcessRegressor(KernelRegressor):
             if need > memory_budget():
                 raise MemoryBudgetError(
                     f"the factor of {n:,} rows needs {mib(need)}, the budget is {mib(memory_budget())}: take "
-                    'method="cg" or "centres", or raise the budget with mercer.memory(...)'
+                    'method="cg" or "landmarks", or raise the budget with mercer.memory(...)'
                 )
             return planning.Plan("cholesky", n, memory=need)
         if self.method == "cg":
@@ -82,7 +83,7 @@ class GaussianProcessRegressor(KernelRegressor):
         chosen = super()._choose(kernel, x, outputs, clock)
         if self.method is None and chosen.algorithm in ("cholesky", "nystrom"):
             return chosen
-        return planning.centres(n, planning.CENTRES)  # variances of many rows need a factor
+        return planning.landmarks(n, planning.LANDMARKS)  # variances of many rows need a factor
 
     def _noises(self) -> Tensor:
         """The noise of each training row, or of each place that rows share."""
@@ -133,7 +134,7 @@ class GaussianProcessRegressor(KernelRegressor):
 
     @torch.no_grad()
     def _centre_roots(self, x: Tensor) -> list[Tensor]:
-        """Factors of K_mm and of K_mn K_nm / noise + K_mm, the matrices of the variance of the centres' model."""
+        """Factors of K_mm and of K_mn K_nm / noise + K_mm, the matrices of the variance of the landmarks' model."""
         z = self._points.double()
         middle = self.kernel_.block(z, z)
         middle.diagonal().add_(self.plan_.jitter)

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from mercer.learn.answers import IntervalRegressor
 from mercer.learn.base import KernelEstimator
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.unseen import left_out
 
 
-def as_given(x: Any, value: np.ndarray) -> Any:
-    """numpy, or a torch tensor of x's dtype and device when x is one."""
-    if not isinstance(x, torch.Tensor):
-        return value
-    dtype = x.dtype if x.is_floating_point() else torch.float64
-    return torch.as_tensor(value, dtype=dtype, device=x.device)
-
-
-class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
+class KernelRegressor(IntervalRegressor, KernelEstimator, ABC):
     """Base of the regressors: not public."""
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
     def fit(self, X: Any, y: Any) -> Any:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""
@@ -59,24 +47,14 @@ class KernelRegressor(RegressorMixin, KernelEstimator, ABC):
         if found is not None:
             self._left_out = torch.from_numpy(found)
 
-    def _units(self, scores: np.ndarray) -> np.ndarray:
-        found = self.target_.back(scores)
-        return found[:, 0] if self._vector else found
-
-    def predict(self, X: Any) -> Any:
-        """Predictions for X: n d, of the shape of y; torch in, torch out."""
+    def _answers(self, X: Any) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         check_is_fitted(self, "kernel_")
-        table, _ = self._read(X, reset=False)
-        return as_given(X, self._units(self._scores(self.scaler_(table))))
-
-    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
-        """(lower, upper) that hold a new y with this chance; wider where left-out residuals were larger."""
-        check_is_fitted(self, "kernel_")
-        table, _ = self._read(X, reset=False)
-        x = self.scaler_(table)
+        x = self.scaler_(self._read(X, reset=False)[0])
         scores = self._scores(x)
-        low, high = self.conformal_.interval(scores, self._local(x, scores), coverage)
-        return as_given(X, self._units(low)), as_given(X, self._units(high))
+        return scores, lambda: self._local(x, scores)
+
+    def _widths(self) -> LocalConformal:
+        return self.conformal_
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""

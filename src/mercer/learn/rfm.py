@@ -23,7 +23,7 @@ from mercer.learn.tune import Clock
 from mercer.learn.unseen import flattered
 
 HELD, MOST = 0.2, 4000  # share of the rows that choose the round, and at most so many
-ROWS, CENTRES = 20_000, 1000  # rows that the rounds learn from, and their kernel centres
+ROWS, LANDMARKS = 20_000, 1000  # rows that the rounds learn from, and their landmarks
 SHARE = 0.6  # of the seconds, for the rounds
 
 
@@ -63,7 +63,7 @@ class _Recursive(KernelEstimator, ABC):
         data = Data(x[kept], y[kept], x[held], self._truth[held], None if share is None else share[kept])
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
         full, least = self.metric == "full", max(self._least, FLOOR)
-        run = Recursion(data, full, CENTRES, clock, seed, least, given is None, float(self.power))
+        run = Recursion(data, full, LANDMARKS, clock, seed, least, given is None, float(self.power))
         best: Stage | None = None
         try:
             for stage in run.rounds(kernel, noise, int(self.iterations)):
@@ -96,13 +96,13 @@ class _Recursive(KernelEstimator, ABC):
 class RecursiveFeatureMachine(_Recursive, KernelRegressor):
     """Kernel ridge regression in a learned metric: k sees (x - y)^T M (x - y), M from the fit's own gradients.
 
-    Each round fits on kernel centres and sets M to the average gradient outer product of the fit to a power; held-out
+    Each round fits on landmarks and sets M to the average gradient outer product of the fit to a power; held-out
     rows (a fifth) choose the round, the lengthscale and, where alpha is None, the noise, for a fit of all rows.
     kernel: a psd Kernel, or None: Matern 1/2, exp(-distance). metric: "full", or "diagonal": one number a column.
     power: in (0, 1]; 1 is that of the first paper, 1/2 keeps directions that matter less. iterations: rounds, >= 0.
     Other parameters and attributes as in KernelRidge; also metric_ (`d d`, for standardised columns), iteration_, the
     round that was kept, and history_, the mean squares of held-out rows of each, in units of y's variance.
-    Cost: per round two or three fits of at most 16,000 rows on 1,000 centres, 2 n m^2 flops each.
+    Cost: per round two or three fits of at most 16,000 rows on 1,000 landmarks, 2 n m^2 flops each.
     Source [radhakrishnan2024, alg. 1], [beaglehole2025, sec. 2].
     """
 

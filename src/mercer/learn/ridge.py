@@ -16,7 +16,7 @@ class KernelRidge(KernelRegressor):
     time_budget: seconds, soft. progress: called as progress(what, value). random_state: of draws of rows.
     Fitted: kernel_, alpha_ (for standardised data), plan_, conformal_, left_out_ (training rows as predicted by
     fits without them). Cost: n^3 / 3 flops up to 5,000 rows, then CG on the whole kernel while it fits the memory,
-    then kernel centres, 4 n m kernel values each iteration.
+    then landmarks, 4 n m kernel values each iteration.
     Source [rasmussen2006, sec. 2.2], [rudi2017, alg. 1].
     """
 

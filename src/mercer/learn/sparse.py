@@ -19,14 +19,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.budget import memory_budget, mib
-from mercer.claims import Claim
-from mercer.errors import ConvergenceWarning, DataError, MemoryBudgetError, ShapeError, StructureError
+from mercer.errors import ConvergenceWarning, DataError, MemoryBudgetError, ShapeError
 from mercer.features.nystrom import cholesky_landmarks
 from mercer.kernel import Kernel
 from mercer.kernels import Scaled
+from mercer.learn.arguments import count, positive, psd
 from mercer.learn.ascend import Course, stochastic, whole
-from mercer.learn.centres import block_rows
 from mercer.learn.inducing import RIDGE, Inducing, Posterior, Seen, settle
+from mercer.learn.landmarks import block_rows
 from mercer.learn.likelihoods import Observation
 from mercer.learn.plan import Plan
 from mercer.learn.rows import Rows
@@ -55,7 +55,7 @@ class SparseProcess(BaseEstimator, ABC):
 
     kernel: Any
     landmarks: Any
-    batch: int
+    batch_size: int
     epochs: int
     learn: bool
     standardize: bool | None
@@ -67,20 +67,13 @@ class SparseProcess(BaseEstimator, ABC):
     scaler_: Scaler
 
     def _check(self) -> None:
-        for name, least in (("batch", 1), ("epochs", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or int(value) < least:
-                raise ValueError(f"{name} is {value!r}; expected a whole number >= {least}")
-        for name in ("noise", "time_budget"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
-                raise ValueError(f"{name} is {value!r}; expected a number > 0, or None")
+        count("batch_size", self.batch_size, 1)
+        count("epochs", self.epochs, 0)
+        positive("noise", self.noise)
+        positive("time_budget", self.time_budget)
         if not (isinstance(self.tolerance, numbers.Real) and 0 <= float(self.tolerance) < math.inf):
             raise ValueError(f"tolerance is {self.tolerance!r}; expected nats for each row, a number >= 0")
-        if self.kernel is not None and not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
+        psd(self, self.kernel)
 
     def _ours(self) -> bool:
         return self.kernel is None if self.standardize is None else bool(self.standardize)
@@ -144,8 +137,8 @@ class SparseProcess(BaseEstimator, ABC):
                 f"about {int(m * (budget / fixed) ** 0.5 * 0.9):,} landmarks fit"
             )
         room = int((budget - fixed) // (planned(m, 1, outputs) - fixed))
-        wanted = n if n <= WHOLE else int(self.batch)
-        return min(n, wanted if room >= wanted else min(room, int(self.batch)))
+        wanted = n if n <= WHOLE else int(self.batch_size)
+        return min(n, wanted if room >= wanted else min(room, int(self.batch_size)))
 
     def _places(self, kernel: Kernel, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where the landmarks begin."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mercer.assemble import assemble
 from mercer.kernel import Kernel
-from mercer.learn.centres import block_rows
 from mercer.learn.filters import Filter, gain
+from mercer.learn.landmarks import block_rows
 from mercer.learn.plan import EXACT_ROWS
 from mercer.learn.solve import FOLDS
 from mercer.learn.tune import Clock
@@ -107,11 +107,11 @@ def eigh(
 
 def features(
     kernel: Kernel, x: Tensor, y: Tensor, weight: Tensor, h: Filter, choose: Levels, generator: torch.Generator,
-    centres: int,
+    landmarks: int,
 ) -> Found:  # fmt: skip
     """Eigenpairs of the second moments of phi(x) = L^-1 k(z, x), L L^T = k(z, z): of the whole and of the folds."""
     n = len(x)
-    z = x[torch.randperm(n, generator=generator)[:centres]]
+    z = x[torch.randperm(n, generator=generator)[:landmarks]]
     factor = Cholesky().factor(kernel.block(z, z))
     fold = _fold(n, generator)
     folds, size = int(fold.max()) + 1, block_rows(len(z))

@@ -25,7 +25,7 @@ SOLVERS = ("eigh", "lanczos", "features")
 EIGH_ROWS = 2000  # eigenpairs of this many rows, and of the folds, take some seconds
 EIGH = 1e-9  # seconds of all that for each cubed row
 LEVELS, SPAN, COARSE = 61, 1e-12, 1e-6  # levels tried, down to this share of the largest eigenvalue; in float32
-CENTRES = 1000  # of the features
+LANDMARKS = 1000  # of the features
 
 
 class SpectralRegressor(KernelRegressor):
@@ -35,7 +35,7 @@ class SpectralRegressor(KernelRegressor):
     "iterated_ridge", "landweber" (mercer.learn.filters), or h(values, level) or h(values) on float64 eigenvalues.
     level: > 0, in units of the eigenvalues of K / n; None: of 61 the best by left-out rows (exact leave-one-out for
     ridge, else 4 folds with eigenpairs of their own). solver: "eigh" (all eigenpairs), "lanczos" (products with the
-    whole kernel), "features" (eigenpairs of up to 1,000 kernel centres), or None: what rows and time allow.
+    whole kernel), "features" (eigenpairs of up to 1,000 landmarks), or None: what rows and time allow.
     Other parameters as in KernelRidge. Fitted: those of KernelRidge with level_, and levels_, errors_: what was tried
     and its left-out mean square error, y in deviations. Cost: eigh 25 n^3 flops; lanczos a product with 5 columns
     each step; features 2 n m^2 flops. Error: of lanczos, plan_.residual, the change of the last ten steps.
@@ -88,7 +88,7 @@ class SpectralRegressor(KernelRegressor):
         affordable = plan is not None and plan.algorithm in ("cholesky", "cg") and krylov_space <= budget
         if affordable and self.filter != "cutoff":  # Lanczos is slow to find an edge
             return lazy
-        m = int(min(CENTRES, n, max(100, (budget / 128) ** 0.5)))
+        m = int(min(LANDMARKS, n, max(100, (budget / 128) ** 0.5)))
         return planning.Plan("features", n, landmarks=m, memory=8 * 12 * m * m)
 
     def _solved(
@@ -102,7 +102,7 @@ class SpectralRegressor(KernelRegressor):
         if plan.algorithm == "lanczos":
             found = krylov(kernel, x, y, weight / weight.sum(), h, choose, clock, generator)
             if found.residual > LOOSE and self.solver is None:
-                plan = planning.Plan("features", len(x), landmarks=min(CENTRES, len(x)), memory=8 * 12 * CENTRES**2)
+                plan = planning.Plan("features", len(x), landmarks=min(LANDMARKS, len(x)), memory=8 * 12 * LANDMARKS**2)
         if plan.algorithm == "eigh":
             found = eigh(kernel, x, y, weight / weight.sum(), h, choose, generator, self.filter == "ridge")
         elif plan.algorithm == "features":

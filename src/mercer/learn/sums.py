@@ -1,4 +1,4 @@
-"""The normal equations of kernel centres as running sums: rows may come in any number of pieces."""
+"""The normal equations of landmarks as running sums: rows may come in any number of pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel
-from mercer.learn.centres import block_rows
+from mercer.learn.landmarks import block_rows
 from mercer.linalg import Cholesky
 
 KEPT = 20_000  # left-out residuals kept, a uniform draw of all

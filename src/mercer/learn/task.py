@@ -1,4 +1,4 @@
-"""What a fit on kernel centres begins with: rows held out, a learned kernel, centres; kept for a fit to resume."""
+"""What a fit on landmarks begins with: rows held out, a learned kernel, landmarks; kept for a fit to resume."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mercer.budget import memory_budget, mib
 from mercer.errors import DataError, MemoryBudgetError, ShapeError
 from mercer.features.nystrom import cholesky_landmarks
 from mercer.kernel import Kernel
-from mercer.learn.centres import block_rows
 from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.draw import Start, begin, drawn
+from mercer.learn.landmarks import block_rows
 from mercer.learn.rows import Rows
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, plain, refuse_gaps, refuse_words
@@ -35,9 +35,9 @@ SMALL = 10**8  # kernel values of a pass, up to which all of them are float64
 
 
 def precision(model: Any, rows: int) -> torch.dtype:
-    """The dtype of the centres and of most products."""
+    """The dtype of the landmarks and of most products."""
     if model.precision is None:
-        many = model.centres if isinstance(model.centres, int | np.integer) else len(model.centres)
+        many = model.landmarks if isinstance(model.landmarks, int | np.integer) else len(model.landmarks)
         return torch.float64 if rows * many <= SMALL else torch.float32
     return {"mixed": torch.float32, "double": torch.float64}[model.precision]
 
@@ -45,14 +45,14 @@ def precision(model: Any, rows: int) -> torch.dtype:
 def held_out(keep: np.ndarray, fraction: float | None, seed: int) -> np.ndarray:
     """Places of the rows of the mask that are held out, in order."""
     n = int(keep.sum())
-    if fraction is None:
+    if not fraction:
         return np.empty(0, dtype=np.int64)
     return drawn(keep, min(HELD, max(round(fraction * n), min(FEWEST, n // 4))), seed)
 
 
 @dataclass
 class Task:
-    """A fit's rows, which of them count (`keep`) and which are held out, the start and the centres (float32 or 64)."""
+    """A fit's rows, which of them count (`keep`) or are held out, the start, the landmarks (float32 or 64)."""
 
     rows: Rows
     weight: np.ndarray | None
@@ -98,37 +98,37 @@ class Task:
 
 
 def _given(model: Any, columns: int) -> np.ndarray | None:
-    """The centres that the caller gave, as rows of X, or None where a number was given."""
-    centres = model.centres
-    if isinstance(centres, int | np.integer) and not isinstance(centres, bool):
-        if centres < 1:
-            raise ValueError(f"centres is {centres}; expected a number >= 1, or an array of rows")
+    """The landmarks that the caller gave, as rows of X, or None where a number was given."""
+    landmarks = model.landmarks
+    if isinstance(landmarks, int | np.integer) and not isinstance(landmarks, bool):
+        if landmarks < 1:
+            raise ValueError(f"landmarks is {landmarks}; expected a number >= 1, or an array of rows")
         return None
-    refuse_words(centres, "centres")
-    table = np.asarray(plain(centres), dtype=np.float64)
+    refuse_words(landmarks, "landmarks")
+    table = np.asarray(plain(landmarks), dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != columns or not len(table):
-        raise ShapeError(f"centres has shape {table.shape}; expected m x {columns}, rows like those of X, m >= 1")
-    refuse_gaps(table, "centres")
+        raise ShapeError(f"landmarks has shape {table.shape}; expected m x {columns}, rows like those of X, m >= 1")
+    refuse_gaps(table, "landmarks")
     return table
 
 
 def fits(m: int, levels: int) -> None:
-    """Raise MemoryBudgetError where so many centres have no room."""
+    """Raise MemoryBudgetError where so many landmarks have no room."""
     need, budget = 8 * m * m * (COPIES + levels), memory_budget()
     if need > budget:
         most = int((budget / (8 * (COPIES + levels))) ** 0.5)
         raise MemoryBudgetError(
-            f"centres: {m:,} take {mib(need)} of m x m matrices, the memory budget is {mib(budget)}; take at most "
+            f"landmarks: {m:,} take {mib(need)} of m x m matrices, the memory budget is {mib(budget)}; take at most "
             f"{most:,}, or raise the budget with mercer.memory(...)"
         )
 
 
-def centres(model: Any, rows: Rows, keep: np.ndarray, start: Start, seed: int, dtype: torch.dtype) -> Tensor:
-    """Kernel centres in the coordinates of the kernel, `m d`: those given, or rows drawn as `selection` says."""
+def landmarks(model: Any, rows: Rows, keep: np.ndarray, start: Start, seed: int, dtype: torch.dtype) -> Tensor:
+    """Landmarks in the coordinates of the kernel, `m d`: those given, or rows drawn as `selection` says."""
     table = _given(model, rows.columns)
     if table is not None:
         return start.scaler(table).to(dtype)
-    many = min(int(model.centres), int(keep.sum()))
+    many = min(int(model.landmarks), int(keep.sum()))
     if model.selection == "uniform":
         return start.scaler(rows.take(drawn(keep, many, seed + 1))).to(dtype)
     room = max(int(memory_budget() // (32 * many)), many)
@@ -142,13 +142,13 @@ def task(
     model: Any, rows: Rows, weight: np.ndarray | None, clock_seconds: float | None, seed: int,
     codes: np.ndarray | None = None, classes: int = 0,
 ) -> Task:  # fmt: skip
-    """Hold rows out, learn the kernel on a draw of the others, choose centres."""
+    """Hold rows out, learn the kernel on a draw of the others, choose landmarks."""
     keep = np.ones(len(rows), dtype=bool) if weight is None else weight > 0
     held = held_out(keep, model.validation_fraction, seed)
     keep[held] = False
     seconds = None if clock_seconds is None else SHARE * clock_seconds
     start = begin(model, rows, keep, seed, seconds, codes, classes)
-    z = centres(model, rows, keep, start, seed, precision(model, len(rows)))
+    z = landmarks(model, rows, keep, start, seed, precision(model, len(rows)))
     return Task(rows, weight, keep, held, seed, start, z)
 
 

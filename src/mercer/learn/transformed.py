@@ -22,9 +22,9 @@ from torch import Tensor
 from mercer.budget import memory_budget
 from mercer.claims import Claim
 from mercer.errors import DataError, ShapeError, StructureError
-from mercer.kernel import Kernel
+from mercer.learn.answers import as_given
+from mercer.learn.arguments import count, positive, psd
 from mercer.learn.plan import Plan
-from mercer.learn.regress import as_given
 from mercer.learn.table import Scaler, Target, plain, read, refuse_words
 from mercer.learn.transforms import ALPHAS, STRENGTHS, Pairs, Ridge, Spread, Transform, nearby, products
 
@@ -51,18 +51,13 @@ class _Transformed(BaseEstimator, ABC):
     random_state: Any
 
     def _check(self) -> None:
-        if self.alpha is not None and not (isinstance(self.alpha, numbers.Real) and 0 < self.alpha < math.inf):
-            raise ValueError(f"alpha is {self.alpha!r}; expected a number > 0, or None to choose it")
-        if self.kernel is not None and not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"{type(self).__name__} needs a psd kernel; {self.kernel!r} does not claim it")
+        positive("alpha", self.alpha)
+        psd(self, self.kernel)
         if self.level and self.kernel is not None and Claim.POSITIVE not in self.kernel.claims:
             raise StructureError(f"level=True divides by means of kernel values; {self.kernel!r} may be negative")
         if self.solver not in (None, *SOLVERS):
             raise ValueError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}, or None")
-        if self.rank is not None and not (isinstance(self.rank, numbers.Integral) and self.rank >= 1):
-            raise ValueError(f"rank is {self.rank!r}; expected a whole number >= 1, or None")
+        count("rank", self.rank, 1, optional=True)
         self._check_transform()
 
     def _check_transform(self) -> None:

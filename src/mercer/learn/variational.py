@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from mercer.errors import DataError, ShapeError
+from mercer.learn.answers import as_given
 from mercer.learn.likelihoods import Bernoulli, observation
-from mercer.learn.regress import as_given
 from mercer.learn.rows import Rows
 from mercer.learn.sparse import START, SparseProcess
 from mercer.learn.table import Scaler, Target
@@ -27,7 +27,7 @@ class VariationalGaussianProcess(RegressorMixin, SparseProcess):
 
     likelihood: "gaussian", "student_t" (heavy tails; dof > 2 is held) or "poisson" (counts, rate exp(f)). kernel: a psd
     Kernel, or None: a variance times Matern 5/2 or Gaussian, a lengthscale for each column. noise: > 0, variance (or
-    squared scale) of standardised y; None: learned. landmarks: how many, or points m d. batch, epochs: above 4,000
+    squared scale) of standardised y; None: learned. landmarks: how many, or points m d. batch_size, epochs: above 4,000
     rows. tolerance: rise of the bound, in nats for each row, below which learning ends.
     Fitted: kernel_, noise_, landmarks_ (scaled units), bound_ (ELBO of scaled y, never above the log evidence),
     history_, plan_. Cost: about 12 n m^2 flops a step or an epoch; m^2 numbers beside the batch, whatever n.
@@ -46,7 +46,7 @@ class VariationalGaussianProcess(RegressorMixin, SparseProcess):
         noise: float | None = None,
         dof: float = 4.0,
         landmarks: Any = 300,
-        batch: int = 1000,
+        batch_size: int = 1000,
         epochs: int = 20,
         learn: bool = True,
         standardize: bool | None = None,
@@ -56,7 +56,7 @@ class VariationalGaussianProcess(RegressorMixin, SparseProcess):
         random_state: Any = None,
     ):
         self.kernel, self.likelihood, self.noise, self.dof = kernel, likelihood, noise, dof
-        self.landmarks, self.batch, self.epochs, self.learn = landmarks, batch, epochs, learn
+        self.landmarks, self.batch_size, self.epochs, self.learn = landmarks, batch_size, epochs, learn
         self.standardize, self.tolerance, self.time_budget = standardize, tolerance, time_budget
         self.progress, self.random_state = progress, random_state
 
@@ -165,7 +165,7 @@ class VariationalGaussianProcessClassifier(ClassifierMixin, SparseProcess):
         kernel: Any = None,
         *,
         landmarks: Any = 300,
-        batch: int = 1000,
+        batch_size: int = 1000,
         epochs: int = 20,
         learn: bool = True,
         standardize: bool | None = None,
@@ -174,7 +174,13 @@ class VariationalGaussianProcessClassifier(ClassifierMixin, SparseProcess):
         progress: Any = None,
         random_state: Any = None,
     ):
-        self.kernel, self.landmarks, self.batch, self.epochs, self.learn = kernel, landmarks, batch, epochs, learn
+        self.kernel, self.landmarks, self.batch_size, self.epochs, self.learn = (
+            kernel,
+            landmarks,
+            batch_size,
+            epochs,
+            learn,
+        )
         self.standardize, self.tolerance, self.time_budget = standardize, tolerance, time_budget
         self.progress, self.random_state = progress, random_state
 

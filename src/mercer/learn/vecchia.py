@@ -15,13 +15,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from mercer.claims import Claim
-from mercer.errors import DataError, StructureError
+from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
+from mercer.learn.answers import as_given
+from mercer.learn.arguments import count, positive, psd
 from mercer.learn.copies import Repeats
-from mercer.learn.regress import as_given
 from mercer.learn.sequential import COPIES, Conditionals, Nearby, Observed, height
 from mercer.learn.spec import from_spec, to_spec
 from mercer.learn.table import Scaler, Target, read
@@ -71,15 +71,10 @@ class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
         return tags
 
     def _check(self) -> None:
-        for name, value in (("noise", self.noise), ("time_budget", self.time_budget)):
-            if value is not None and not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
-                raise ValueError(f"{name} is {value!r}; expected a number > 0, or None")
-        if not (isinstance(self.neighbours, numbers.Integral) and self.neighbours >= 1):
-            raise ValueError(f"neighbours is {self.neighbours!r}; expected a whole number >= 1")
-        if self.kernel is not None and not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel is {type(self.kernel).__name__}; expected a mercer Kernel or None")
-        if self.kernel is not None and Claim.PSD not in self.kernel.claims:
-            raise StructureError(f"VecchiaGaussianProcess needs a psd kernel; {self.kernel!r} does not claim it")
+        positive("noise", self.noise)
+        positive("time_budget", self.time_budget)
+        count("neighbours", self.neighbours, 1)
+        psd(self, self.kernel)
 
     def fit(self, X: Any, y: Any) -> VecchiaGaussianProcess:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""

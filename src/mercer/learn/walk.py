@@ -91,7 +91,7 @@ class Walk:
         return math.nan if self.judge is None else float(self.errors[0])
 
     def run(self) -> Tensor:
-        """Weights of the centres, `m c` float64; `level`, `residual`, `error` and `stopped` say what they are."""
+        """Weights of the landmarks, `m c` float64; `level`, `residual`, `error` and `stopped` say what they are."""
         whole = self.passes.project()
         self.outputs = whole.shape[1]
         b = self.white.up(whole.repeat(1, len(self.levels)))

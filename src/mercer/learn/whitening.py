@@ -1,4 +1,4 @@
-"""Falkon's preconditioner: coordinates in which the normal equations of kernel centres are nearly the identity."""
+"""Falkon's preconditioner: coordinates in which the normal equations of landmarks are nearly the identity."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.linalg import solve_triangular
 class Whitening:
     """w = B v with B = T^-1 A^-1, T^T T = K_mm, A^T A = S + level I, S close to T^-T K_mn D K_nm T^-1.
 
-    root: T, `m m` upper; gram: S from a sample of rows (or from the centres, where they are a uniform draw of them:
-    n / m T T^T). Eight rows for each centre save most of the iterations that the centres alone need. `at` sets the
+    root: T, `m m` upper; gram: S from a sample of rows (or from the landmarks, where they are a uniform draw of them:
+    n / m T T^T). Eight rows for each landmark save most of the iterations that the landmarks alone need. `at` sets the
     levels: columns of v come in equal groups, one for each. Cost: m^3 / 3 flops for each level, 2 m^2 for each column
     of v; memory (levels + 2) m^2 numbers. Source [rudi2017, alg. 1], [marteauferey2019, sec. 4].
     """
@@ -24,7 +24,7 @@ class Whitening:
 
     @classmethod
     def uniform(cls, middle: Tensor, rows: int) -> Whitening:
-        """For centres that are a uniform draw of so many rows; middle: K_mm in float64, definite."""
+        """For landmarks that are a uniform draw of so many rows; middle: K_mm in float64, definite."""
         root = torch.linalg.cholesky(middle).mT
         return cls(root, root @ root.mT * (rows / len(middle)))
 
@@ -43,7 +43,7 @@ class Whitening:
         return list(zip(inner, v.chunk(len(inner), 1), strict=True))
 
     def down(self, v: Tensor, which: Sequence[int] | None = None) -> Tensor:
-        """B v: weights of the centres. which: the groups that v holds, None for all."""
+        """B v: weights of the landmarks. which: the groups that v holds, None for all."""
         parts = [solve_triangular(a, part, upper=True) for a, part in self._groups(v, which)]
         return solve_triangular(self.root, torch.cat(parts, 1), upper=True)
 

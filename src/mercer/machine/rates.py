@@ -20,12 +20,14 @@ from mercer.machine import library
 
 log = logging.getLogger("mercer")
 
-FORMAT = 3  # of the file and of the meaning of its names
+FORMAT = 4  # of the file and of the meaning of its names
 
 # Nanoseconds of one thread, float32 then float64, of a usual machine of 2023: assumed where nothing was measured.
 # core, tiles: for one pair of points, the value of a profile, one column of a statistic, one right-hand side; point:
-# one coordinate that is packed. dense.make: one number of fresh memory. threads.share: of a further thread's ideal
-# speed-up, no time.
+# one coordinate that is packed. tiles.many: for one pair, once, where there are several right-hand sides. dense.read:
+# one number of a matrix beyond the caches; dense.make: one of fresh memory; fft.flop: of 2.5 L log2 L for a real
+# transform of length L; fft.pass: one number that is padded, multiplied or copied beside it: of all threads together.
+# call: any product. threads.share: of a further thread's ideal speed-up, no time.
 DEFAULTS: dict[str, tuple[float, float]] = {
     "core.exponential": (0.16, 0.55), "core.matern12": (0.22, 0.75), "core.matern32": (0.25, 0.80),
     "core.matern52": (0.27, 0.85), "core.power": (0.40, 1.6), "core.polynomial": (0.10, 0.20),
@@ -39,10 +41,11 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "tiles.arccosine": (20.0, 40.0), "tiles.step": (0.3, 0.6),
     "tiles.other": (5.0, 10.0), "tiles.direct": (0.3, 0.6), "tiles.expanded": (0.025, 0.05),
     "tiles.absolute": (1.0, 1.2), "tiles.dot": (0.025, 0.05), "tiles.rhs": (0.05, 0.10),
+    "tiles.many": (1.0, 1.0),
     "dense.read": (0.15, 0.30), "dense.rhs": (0.03, 0.06), "dense.make": (0.4, 0.8),
+    "fft.flop": (0.15, 0.3), "fft.pass": (1.0, 2.0), "call": (1e5, 1e5),
     "threads.share": (0.9, 0.9),
 }  # fmt: skip
-CALL = 5e-5  # seconds that any product takes at least
 
 
 class Rates:

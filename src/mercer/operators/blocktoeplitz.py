@@ -19,11 +19,8 @@ from mercer.operator import Cost
 from mercer.operators.kept import Kept
 from mercer.operators.levinson import bounded, iterate, nearest_circulant
 from mercer.operators.solvable import (
-    CALL,
-    FFT_RATE,
     FIRST_CALL,
     LAG_RATE,
-    PASS_RATE,
     Shift,
     Solvable,
     System,
@@ -34,6 +31,7 @@ from mercer.operators.solvable import (
     implicit_solve,
     transformable,
 )
+from mercer.operators.speed import call_seconds, fft_seconds
 from mercer.operators.toeplitz import DTYPES, PIECE, lines, tiled
 from mercer.operators.transform import fft_flops, fft_length
 from mercer.solver import Solution
@@ -158,8 +156,9 @@ class BlockToeplitz(Solvable):
         work, values = 2 * rhs * once, batch * points if self._spectrum is not None else 0
         most = max(memory_budget() // 2, 5 * batch * points * self.dtype.itemsize)
         memory = min(5 * batch * points * rhs * self.dtype.itemsize, most) + 4.0 * batch * points * self.dtype.itemsize
-        first = FIRST_CALL + values / LAG_RATE + once / FFT_RATE
-        return Cost(30.0 * values + once, work + passing, memory, first, CALL + work / FFT_RATE + passing / PASS_RATE)
+        first = FIRST_CALL + values / LAG_RATE + fft_seconds(once, 0, self.dtype)
+        seconds = call_seconds() + fft_seconds(work, passing, self.dtype)
+        return Cost(30.0 * values + once, work + passing, memory, first, seconds)
 
     def dense(self) -> Tensor:
         self._fits()

@@ -10,7 +10,8 @@ from torch import Tensor
 from mercer.claims import NO_CLAIMS, Claim, Claims
 from mercer.errors import NotPositiveDefiniteError
 from mercer.operator import Cost
-from mercer.operators.solvable import CALL, FFT_RATE, Shift, Solvable, answer, as_shift, columns, transformable
+from mercer.operators.solvable import Shift, Solvable, answer, as_shift, columns, transformable
+from mercer.operators.speed import call_seconds, fft_seconds
 from mercer.operators.toeplitz import Toeplitz
 from mercer.operators.transform import fft_flops
 from mercer.solver import Solution
@@ -51,7 +52,8 @@ class Circulant(Solvable):
     def cost(self, rhs: int = 1) -> Cost:
         n, batch = max(self.shape[-1], 1), max(math.prod(self.shape[:-2]), 1)
         work = batch * (2 * rhs + 1) * fft_flops(n)
-        return Cost(0, work, 4.0 * batch * n * (rhs + 1) * self.dtype.itemsize, 0.0, CALL + work / FFT_RATE)
+        seconds = call_seconds() + fft_seconds(work, 0, self.dtype)
+        return Cost(0, work, 4.0 * batch * n * (rhs + 1) * self.dtype.itemsize, 0.0, seconds)
 
     def dense(self) -> Tensor:
         self._fits()

@@ -18,9 +18,7 @@ from mercer.kernel import Columns, Kernel, Product, Scaled, Warped
 from mercer.operator import Cost, Operator
 from mercer.operators.dense import Dense
 from mercer.operators.solvable import (
-    CALL,
     FIRST_CALL,
-    PASS_RATE,
     Shift,
     Solvable,
     System,
@@ -29,6 +27,7 @@ from mercer.operators.solvable import (
     columns,
     implicit_solve,
 )
+from mercer.operators.speed import call_seconds, fft_seconds
 from mercer.operators.tiled import KERNEL_FLOPS
 from mercer.operators.toeplitz import DTYPES, Toeplitz, lines, tiled
 from mercer.solver import Solution
@@ -110,7 +109,8 @@ class Kronecker(Solvable):
         moved = self._numbers() * rhs
         fits = max(memory_budget() // 2, self._numbers() * self.dtype.itemsize)
         memory = total.memory + min(moved * self.dtype.itemsize, fits)
-        seconds = total.seconds() - total.seconds(0) + len(self.factors) * moved / 3 / PASS_RATE + CALL
+        passing = fft_seconds(0, len(self.factors) * moved / 3, self.dtype)
+        seconds = total.seconds() - total.seconds(0) + passing + call_seconds()
         return Cost(total.make, total.apply, memory, total.seconds(0) + len(self.factors) * FIRST_CALL, seconds)
 
     def dense(self) -> Tensor:

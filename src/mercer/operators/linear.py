@@ -17,8 +17,6 @@ from mercer.statistic import Statistic
 class _Scaled(FeatureMap):
     """The points as a linear kernel scales them, with its parameters as they are when asked."""
 
-    signed = True  # their sums may vanish, so rows are not divided by them
-
     def __init__(self, kernel: Kernel, d: int):
         super().__init__()
         self.kernel, self.rank, self.claims = kernel, d, kernel.claims & PSD

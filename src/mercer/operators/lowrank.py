@@ -56,9 +56,9 @@ class Factor:
         return self._values is None
 
     @property
-    def signed(self) -> bool:
-        """Whether these are the points of a linear kernel."""
-        return getattr(self._phi, "signed", False)
+    def may_vanish(self) -> bool:
+        """Whether these are features of a map that promises no positive sums."""
+        return self._phi is not None and Claim.POSITIVE not in self._phi.claims
 
     @property
     def height(self) -> int:
@@ -152,7 +152,7 @@ class LowRank(Operator):
         return left, right, at_once
 
     def stabilised(self) -> Operator:
-        if self._left.signed:  # of a kernel that has no logarithm
+        if self._left.may_vanish:
             raise StructureError("a kernel that may be negative has rows that cannot be normalised; use a positive one")
         return self
 

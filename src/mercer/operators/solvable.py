@@ -21,17 +21,14 @@ from mercer.solver import Solution
 
 Shift = float | Tensor
 
-# Nominal speeds of one core, for predicted seconds of structured products; a calibration may replace them.
-FFT_RATE = 3e9  # flops a second, counted as 2.5 L log2 L for a real transform of length L
-PASS_RATE = 5e8  # numbers a second that are copied, transposed or multiplied in passing
+# Nominal speeds of one core, for predicted seconds of structured products.
 LAG_RATE = 1e7  # kernel values a second at a list of lags
 SPARSE_RATE = 2.5e8  # stored entries a second of a sparse product with one column
 MORE_COLUMNS = 0.1  # what each further column costs beside the first
 TREE_RATE = 4e6  # neighbours a second that a k-d tree finds
 ENTRY_RATE = 8e6  # kernel values a second at a list of pairs
 POINT_RATE = 1e6  # points a second that a k-d tree takes in
-CALL = 8e-5  # seconds of overhead of a product
-FIRST_CALL = 3e-4  # and of what is made before the first one
+FIRST_CALL = 3e-4  # seconds of overhead of what is made before the first product
 MISSED = {torch.float64: 1e-6, torch.float32: 1e-3}  # residuals above which an answer says that it missed
 
 

@@ -20,7 +20,6 @@ from mercer.kernel import Kernel
 from mercer.operator import Cost, Operator
 from mercer.operators.pattern import Pattern, at_places, product
 from mercer.operators.solvable import (
-    CALL,
     ENTRY_RATE,
     FIRST_CALL,
     MORE_COLUMNS,
@@ -35,6 +34,7 @@ from mercer.operators.solvable import (
     columns,
     implicit_solve,
 )
+from mercer.operators.speed import call_seconds
 from mercer.operators.support import PIECE, Support, found_support
 from mercer.solver import Solution
 
@@ -116,7 +116,7 @@ class Sparse(Solvable):
     def cost(self, rhs: int = 1) -> Cost:
         batch = max(math.prod(self.shape[:-2]), 1)
         work = 2.0 * batch * self._entries * rhs
-        seconds = CALL + batch * self._entries * (1 + MORE_COLUMNS * (rhs - 1)) / SPARSE_RATE
+        seconds = call_seconds() + batch * self._entries * (1 + MORE_COLUMNS * (rhs - 1)) / SPARSE_RATE
         if self._of is None:
             return Cost(0, work, 20.0 * self._entries, 0.0, seconds)
         d, size = self._of[2].shape[-1], self.dtype.itemsize

@@ -8,13 +8,23 @@ import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel, Step
-from mercer.machine.rates import CALL, rates
+from mercer.machine.rates import rates
 from mercer.numerics.distance import DIRECT_COLUMNS
 from mercer.statistic import Statistic
 
 NANO = 1e-9
 STATISTICS = {Statistic.L1_DISTANCE: "absolute", Statistic.DOT: "dot", Statistic.PER_AXIS: "absolute"}
 BLOCK_ROWS = 4096  # rows for which the core packs the columns once
+
+
+def call_seconds() -> float:
+    """What any product takes at least."""
+    return NANO * rates()("call", torch.float32)
+
+
+def fft_seconds(flops: float, passing: float, dtype: torch.dtype) -> float:
+    """Of transforms, and of so many numbers that are padded, multiplied or copied beside them."""
+    return NANO * (flops * rates()("fft.flop", dtype) + passing * rates()("fft.pass", dtype))
 
 
 def widths(program: Sequence[Step], x: Tensor) -> list[int]:
@@ -41,13 +51,13 @@ def core_seconds(program: Sequence[Step], x: Tensor, pairs: float, columns: floa
         each += rate(f"core.{step.op}", dtype) + d * rate(f"core.{kind}", dtype)
         packed += d * rate("core.point", dtype)
     blocks = max(pairs / max(columns, 1) / BLOCK_ROWS, 1.0)
-    return CALL + NANO * (pairs * each + columns * blocks * packed) / rate.threads(dtype)
+    return call_seconds() + NANO * (pairs * each + columns * blocks * packed) / rate.threads(dtype)
 
 
 def tile_seconds(kernel: Kernel, x: Tensor, pairs: float, rhs: int) -> float:
     """Of a product in torch tiles; rhs 0: of forming the matrix."""
     rate, dtype = rates(), torch.float64 if x.dtype == torch.float64 else torch.float32
-    each = rhs * rate("tiles.rhs", dtype)
+    each = rhs * rate("tiles.rhs", dtype) + (rate("tiles.many", dtype) if rhs > 1 else 0.0)
     program = kernel.program()
     if program is None:
         each += rate("tiles.other", dtype) + x.shape[-1] * rate("tiles.expanded", dtype)
@@ -59,7 +69,7 @@ def tile_seconds(kernel: Kernel, x: Tensor, pairs: float, rhs: int) -> float:
         kind = STATISTICS.get(step.statistic) or ("direct" if d <= DIRECT_COLUMNS and exact else "expanded")
         name = f"tiles.{step.op}"
         each += rate(name if rate.known(name) else "tiles.other", dtype) + d * rate(f"tiles.{kind}", dtype)
-    return CALL + NANO * pairs * each / rate.threads(dtype)
+    return call_seconds() + NANO * pairs * each / rate.threads(dtype)
 
 
 def fresh_seconds(numbers: float, dtype: torch.dtype) -> float:
@@ -70,6 +80,5 @@ def fresh_seconds(numbers: float, dtype: torch.dtype) -> float:
 def dense_seconds(numbers: float, rhs: int, dtype: torch.dtype) -> float:
     """Of a product with a stored matrix of so many numbers."""
     rate = rates()
-    return CALL / 5 + NANO * numbers * (
-        rate("dense.read", dtype) + (rhs - 1) * rate("dense.rhs", dtype)
-    ) / rate.threads(dtype)
+    more = (rhs - 1) * rate("dense.rhs", dtype) / rate.threads(dtype)
+    return call_seconds() / 5 + NANO * numbers * (rate("dense.read", dtype) + more)

@@ -19,11 +19,8 @@ from mercer.operator import Cost, Operator
 from mercer.operators.kept import Kept
 from mercer.operators.levinson import logdet, solve
 from mercer.operators.solvable import (
-    CALL,
-    FFT_RATE,
     FIRST_CALL,
     LAG_RATE,
-    PASS_RATE,
     Shift,
     Solvable,
     again,
@@ -32,6 +29,7 @@ from mercer.operators.solvable import (
     columns,
     transformable,
 )
+from mercer.operators.speed import call_seconds, fft_seconds
 from mercer.operators.tiled import KERNEL_FLOPS, Tiled
 from mercer.operators.transform import convolve, embedded, fft_flops, fft_length
 from mercer.solver import Solution
@@ -152,10 +150,10 @@ class Toeplitz(Solvable):
         batch, length = max(math.prod(self.shape[:-2]), 1), fft_length(sum(self.shape[-2:]))
         once, work = batch * fft_flops(length), 2.0 * batch * rhs * fft_flops(length)
         passing = 3.0 * batch * rhs * length
-        make_seconds = self._make / LAG_RATE + once / FFT_RATE + (FIRST_CALL if self._make else 0.0)
+        make_seconds = self._make / LAG_RATE + fft_seconds(once, 0, self.dtype) + (FIRST_CALL if self._make else 0.0)
         numbers = min(self._numbers() * rhs, max(memory_budget() // 2 // self.dtype.itemsize, self._numbers()))
         memory = (numbers + 6.0 * batch * length) * self.dtype.itemsize
-        make, seconds = KERNEL_FLOPS * self._make + once, CALL + work / FFT_RATE + passing / PASS_RATE
+        make, seconds = KERNEL_FLOPS * self._make + once, call_seconds() + fft_seconds(work, passing, self.dtype)
         return Cost(make, work + passing, memory, make_seconds, seconds)
 
     def dense(self) -> Tensor:

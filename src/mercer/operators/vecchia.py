@@ -17,7 +17,6 @@ from mercer.operators.kept import Kept
 from mercer.operators.ordering import earlier_neighbours, maximin
 from mercer.operators.pattern import Pattern, product
 from mercer.operators.solvable import (
-    CALL,
     POINT_RATE,
     SPARSE_RATE,
     Shift,
@@ -29,6 +28,7 @@ from mercer.operators.solvable import (
     implicit_solve,
 )
 from mercer.operators.sparse import Sparse, solve_pattern, times
+from mercer.operators.speed import call_seconds
 from mercer.solver import Solution
 
 
@@ -153,7 +153,7 @@ class Vecchia(Solvable):
         work = 4.0 * n * k * rhs
         memory = min(8.0 * n * k * k * self.dtype.itemsize, memory_budget() / 2) + 60.0 * n * k
         make = n * k**3 / 3
-        return Cost(make, work, memory, make / 7e8 + n / POINT_RATE * 30, CALL + 4 * work / SPARSE_RATE)
+        return Cost(make, work, memory, make / 7e8 + n / POINT_RATE * 30, call_seconds() + 4 * work / SPARSE_RATE)
 
     def solve(self, b: Tensor, shift: Shift = 0.0) -> Solution:
         """U U^T b: the exact inverse of this approximation. A shift belongs in `noise`: StructureError otherwise."""

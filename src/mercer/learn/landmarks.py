@@ -1,4 +1,4 @@
-"""Kernel ridge on kernel centres: f(x) = k(x, z) w for a few rows z, by normal equations or by Falkon's CG."""
+"""Kernel ridge on landmarks: f(x) = k(x, z) w for a few rows z, by normal equations or by Falkon's CG."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BLOCK, LEAST = 2048, 64  # rows of kernel values formed at once, at most and at 
 SHARE = 256  # a block and what is made of it: 32 bytes for each value, in an eighth of the memory budget
 
 
-def block_rows(centres: int) -> int:
-    """Rows of kernel values with so many centres that are formed at once."""
-    return int(min(BLOCK, max(LEAST, memory_budget() // (SHARE * max(centres, 1)))))
+def block_rows(landmarks: int) -> int:
+    """Rows of kernel values with so many landmarks that are formed at once."""
+    return int(min(BLOCK, max(LEAST, memory_budget() // (SHARE * max(landmarks, 1)))))
 
 
 def _blocks(kernel: Kernel, x: Tensor, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, their kernel values with the centres in float64), a block at a time."""
+    """(rows, their kernel values with the landmarks in float64), a block at a time."""
     for part in rows.split(block_rows(len(z))):
         yield part, kernel.block(x[part], z).double()
 
@@ -83,7 +83,7 @@ def normal(
 
 
 class _Falkon(Operator):
-    """The normal equations of kernel centres in coordinates that make them nearly the identity.
+    """The normal equations of landmarks in coordinates that make them nearly the identity.
 
     v -> B^T (K_mn D K_nm + noise K_mm) B v, B of `Whitening` for a typical noise.
     Source [rudi2017, alg. 1].
@@ -116,7 +116,7 @@ def falkon(
     kernel: Kernel, noise: float, x: Tensor, y: Tensor, plan: Plan, factors: list[float],
     generator: torch.Generator, clock: Clock, share: Tensor | None = None,
 ) -> Fitted:  # fmt: skip
-    """Kernel centres (rows drawn uniformly), Falkon-preconditioned CG for the fit and for the folds together."""
+    """Landmarks (rows drawn uniformly), Falkon-preconditioned CG for the fit and for the folds together."""
     n, outputs = y.shape
     points, rows = x.float(), y.float()
     chosen_rows = torch.randperm(n, generator=generator)[: plan.landmarks]

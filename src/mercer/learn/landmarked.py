@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import warnings
 from abc import ABC
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from mercer.assemble import assemble
 from mercer.errors import ConvergenceWarning, DataError
+from mercer.learn.arguments import count, positive, psd, share
 from mercer.learn.newton import Newton
 from mercer.learn.passes import MANY, Passes
 from mercer.learn.rows import Rows
@@ -25,20 +24,19 @@ from mercer.learn.walk import Patience, Walk
 from mercer.operator import Operator
 
 PREDICTED = 2**16  # rows predicted at once
-NUMBERS = {"alpha": math.inf, "tolerance": 1, "validation_fraction": 1, "time_budget": math.inf}
 
 
 class FalkonEstimator(BaseEstimator, ABC):
     """Base of the Falkon learners: not public."""
 
     kernel: Any
-    centres: Any
+    landmarks: Any
     alpha: float | None
     selection: str
     learn: bool
     precision: str | None
     tolerance: float
-    max_iterations: int
+    max_iter: int
     validation_fraction: float | None
     time_budget: float | None
     checkpoint: Any
@@ -49,15 +47,12 @@ class FalkonEstimator(BaseEstimator, ABC):
         for name, options in (("selection", ("uniform", "pivoted")), ("precision", (None, "mixed", "double"))):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {options}")
-        for name, high in NUMBERS.items():
-            value = getattr(self, name)
-            if value is None and name != "tolerance":
-                continue
-            if not (isinstance(value, numbers.Real) and 0 < float(value) < high):
-                raise ValueError(f"{name} is {value!r}; expected a number > 0 and < {high}")
-        most = self.max_iterations
-        if not isinstance(most, numbers.Integral) or isinstance(most, bool) or most < 1:
-            raise ValueError(f"max_iterations is {most!r}; expected a whole number >= 1")
+        psd(self, self.kernel)
+        positive("alpha", self.alpha)
+        positive("time_budget", self.time_budget)
+        positive("tolerance", self.tolerance, optional=False, below=1)
+        share("validation_fraction", self.validation_fraction)
+        count("max_iter", self.max_iter, 1)
 
     def _read(self, x: Any, y: Any, *, classes: bool = False, reset: bool = True) -> Rows:
         rows = Rows.read(self, x, y, reset=reset, classes=classes)
@@ -72,27 +67,27 @@ class FalkonEstimator(BaseEstimator, ABC):
         return Passes(found.kernel, found.rows, found.keep, found.start.scaler, found.z, target, found.weight, columns)
 
     def _held(self, found: Task, passes: Passes) -> tuple[Operator, Tensor]:
-        """(k of the held-out rows and the centres, the shares `n` of these rows in a mean)."""
+        """(k of the held-out rows and the landmarks, the shares `n` of these rows in a mean)."""
         k = assemble(found.kernel, passes.read(found.held), found.z, rhs=passes.columns, products=MANY)
         heavy = np.ones(len(found.held)) if found.weight is None else found.weight[found.held]
         return k, torch.from_numpy(heavy / heavy.sum())
 
     def _patience(self, fit: Fit, early: bool) -> Patience:
-        return Patience(float(self.tolerance), int(self.max_iterations), early, fit.clock)
+        return Patience(float(self.tolerance), int(self.max_iter), early, fit.clock)
 
     def _keep(self, found: Task, weights: Tensor, jitter: float) -> None:
         """The fitted attributes that all of them have."""
         self.kernel_, self.scaler_, self.jitter_ = found.kernel, found.start.scaler, jitter
-        self.centres_, self._weights = found.z.double(), weights
+        self.landmarks_, self._weights = found.z.double(), weights
         self._common, self.target_ = found.start.common, found.start.target
 
     def _report(self, solver: Walk | Newton, residual: float, what: str) -> None:
         """How far it came; a missed tolerance is a warning."""
-        self.alpha_, self.residual_, self.iterations_ = solver.level, residual, solver.steps
+        self.alpha_, self.residual_, self.n_iter_ = solver.level, residual, solver.steps
         self.stopped_, self.history_, self.validation_error_ = solver.stopped, solver.history, solver.error
         if solver.stopped in ("tolerance", "held-out", "interrupted"):
             return
-        why = {"iterations": "max_iterations", "time": "time_budget", "rounding": "rounding"}[solver.stopped]
+        why = {"iterations": "max_iter", "time": "time_budget", "rounding": "rounding"}[solver.stopped]
         more = "precision='double' or a larger alpha goes further" if why == "rounding" else f"raise {why}"
         message = f"{type(self).__name__} stopped by {why} after {solver.steps} iterations at {what} of {residual:.1e}"
         message = f"{message}, tolerance {self.tolerance:.1e}; {more}"
@@ -100,11 +95,11 @@ class FalkonEstimator(BaseEstimator, ABC):
 
     @torch.no_grad()
     def _scores(self, rows: Rows, at: np.ndarray | None = None) -> np.ndarray:
-        """k(x, centres) weights, `n c` float64, a block of rows at a time."""
+        """k(x, landmarks) weights, `n c` float64, a block of rows at a time."""
         many = len(rows) if at is None else len(at)
         found = np.zeros((many, self._weights.shape[1]))
         for start in range(0, many, PREDICTED):
             here = slice(start, min(start + PREDICTED, many))
             x = self.scaler_(rows.take(here if at is None else at[here]))
-            found[here] = assemble(self.kernel_, x, self.centres_).matmul(self._weights).numpy()
+            found[here] = assemble(self.kernel_, x, self.landmarks_).matmul(self._weights).numpy()
         return found

@@ -1,0 +1,45 @@
+"""What estimators expect of their arguments, and the errors that name them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from mercer.claims import Claim
+from mercer.errors import StructureError
+from mercer.kernel import Kernel
+
+
+def _or_none(optional: bool) -> str:
+    return ", or None" if optional else ""
+
+
+def positive(name: str, value: Any, *, optional: bool = True, below: float = math.inf) -> None:
+    """Raise ValueError unless the value is a number > 0 and < below (or None, where that is optional)."""
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < float(value) < below
+    if not (fine or (optional and value is None)):
+        limit = "" if below == math.inf else f" and < {below:g}"
+        raise ValueError(f"{name} is {value!r}; expected a number > 0{limit}{_or_none(optional)}")
+
+
+def count(name: str, value: Any, least: int, *, optional: bool = False) -> None:
+    """Raise ValueError unless the value is a whole number >= least (or None, where that is optional)."""
+    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+    if not (fine or (optional and value is None)):
+        raise ValueError(f"{name} is {value!r}; expected a whole number >= {least}{_or_none(optional)}")
+
+
+def share(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is None (none) or a number from 0 to below 1."""
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < 1
+    if not (fine or value is None):
+        raise ValueError(f"{name} is {value!r}; expected a number from 0 to below 1, or None")
+
+
+def psd(owner: Any, kernel: Any, name: str = "kernel") -> None:
+    """Raise TypeError or StructureError unless the kernel is None or one that claims to be psd."""
+    if kernel is not None and not isinstance(kernel, Kernel):
+        raise TypeError(f"{name} is {type(kernel).__name__}; expected a mercer Kernel or None")
+    if kernel is not None and Claim.PSD not in kernel.claims:
+        raise StructureError(f"{type(owner).__name__} needs a psd kernel; {kernel!r} does not claim it")
