@@ -285,7 +285,7 @@ def covariance_error(values: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> t
     ],
 )
 def test_drawn_functions_have_the_moments_of_the_posterior(kernel: Kernel, method: str | None) -> None:
-    """6 standard errors: the frequencies that draws share widen the tails, 5.2 was the worst of 190 entries in 100 runs."""
+    """6 standard errors: the frequencies that draws share widen the tails; 5.2 was the worst of 100 runs."""
     x, y = problem(80)
     new = np.concatenate([rng(1).normal(size=(15, 2)), x[:3], [[4.0, 4.0]]])
     model = GaussianProcessRegressor(kernel, 0.05, learn=False, method=method, random_state=0).fit(x, y)
