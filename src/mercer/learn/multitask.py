@@ -18,9 +18,10 @@ from torch import Tensor
 from mercer.budget import memory_budget
 from mercer.errors import DataError, ShapeError
 from mercer.kernel import Kernel
-from mercer.kernels import Matern
+from mercer.kernels import Gaussian, Matern
 from mercer.learn.answers import as_given
 from mercer.learn.arguments import count, positive, psd
+from mercer.learn.state import Saved
 from mercer.learn.stochastic import BYTES, COPIES, RANK, Whole
 from mercer.learn.table import Scaler, plain, read, refuse_words
 from mercer.learn.tasks import Separable, Tasks, TasksLikelihood, algorithm, observed
@@ -34,18 +35,26 @@ SHARE, SPREAD = 0.7, 2.0  # of the seconds; deviation of the prior of a log leng
 NOISE, OWN = 0.1, 0.2  # where learning begins, of the variance of a task
 
 
-class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
+class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
     """Gaussian process of T tasks: y_t = f_t(x) + e_t, cov(f_i(x), f_j(y)) = sum_q k_q(x, y) B_q[i, j].
 
     B_q = W_q W_q^T + diag(own_q), e_t ~ N(0, noise_t); all learned by marginal likelihood. y: n T, NaN = not observed.
     kernel: a psd Kernel for each q (a list, or one for all), or None: Matern 5/2 with a lengthscale for each column.
     terms: q >= 1; 1 is the intrinsic model of coregionalisation, more the linear one. rank: columns of W, >= 1.
+    interactions: learn correlations C of the terms (Gaussian kernels, terms >= 2); False: they are independent.
     noise: > 0, of every standardised task; None: learned, one for each task. Other parameters as in KernelRidge.
-    Fitted: kernels_, coregionalisation_ (B, q T T, in units of y), correlation_ (T T, of f at one place), noise_ (T).
+    Fitted: kernels_, coregionalisation_ (B, q T T, in units of y), correlation_ (T T, of f at one place), noise_ (T);
+    interactions_ (C, q q; pairs of terms then follow in kernels_ and B).
     Cost: 9 (n^3 + T^3) flops where all tasks are seen at every row and q = 1; N^3 / 3 for N <= 5,000 observed entries;
     above by CG, whose means are exact to 1e-8 and variances at most 1e-3 of themselves too large.
-    Source [bonilla2007], [alvarez2012].
+    Source [bonilla2007], [alvarez2012], [chen2018].
     """
+
+    _fitted = (
+        "coregionalisation_", "correlation_", "interactions_", "noise_", "plan_", "scaler_", "_centre", "_scale",
+        "_vector", "_how", "_x", "_row", "_task", "_tasks", "_weights",
+    )  # fmt: skip
+    _sometimes = ("log_likelihood_",)
 
     def __init__(
         self,
@@ -54,6 +63,7 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
         *,
         terms: int = 1,
         rank: int = 2,
+        interactions: bool = False,
         learn: bool = True,
         standardize: bool | None = None,
         time_budget: float | None = None,
@@ -61,6 +71,7 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
         random_state: Any = None,
     ):
         self.kernel, self.noise, self.terms, self.rank = kernel, noise, terms, rank
+        self.interactions = interactions
         self.learn, self.standardize, self.time_budget = learn, standardize, time_budget
         self.progress, self.random_state = progress, random_state
 
@@ -79,11 +90,14 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
             raise ValueError(f"kernel holds {len(given)} kernels, terms is {self.terms}")
         for k in given:
             psd(self, k)
+        if self.interactions and self.terms < 2:
+            raise ValueError(f"terms is {self.terms}; interactions are between terms, so there must be 2 or more")
 
     def _kernels(self, d: int) -> list[Kernel]:
         if self.kernel is None:
-            size = max(math.sqrt(d), 1.0)
-            return [Matern(2.5, torch.full((d,), size / 3**q, dtype=torch.float64)) for q in range(self.terms)]
+            size = torch.full((d,), max(math.sqrt(d), 1.0), dtype=torch.float64)
+            scales = [size / 3**q for q in range(self.terms)]
+            return [Gaussian(scale) if self.interactions else Matern(2.5, scale) for scale in scales]
         given = self.kernel if isinstance(self.kernel, list | tuple) else [self.kernel] * self.terms
         return [copy.deepcopy(k) for k in given]
 
@@ -129,7 +143,8 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
         own = torch.full((self.terms, y.shape[1]), OWN, dtype=torch.float64)
         level = NOISE if self.noise is None else float(self.noise)
         weights, own = draw / math.sqrt(self.terms), own / self.terms
-        return Tasks(self._kernels(d), weights, own, torch.full_like(own[0], level))
+        noise = torch.full_like(own[0], level)
+        return Tasks(self._kernels(d), weights, own, noise, interact=bool(self.interactions))
 
     def _some(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """y with entries taken out at random until few enough are left, rarely seen tasks keeping theirs."""
@@ -167,6 +182,7 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
         between = torch.stack([b for _, b in self._tasks.parts()])
         self.kernels_ = [k for k, _ in self._tasks.parts()]
         self.coregionalisation_ = (between * unit * unit[:, None]).numpy()
+        self.interactions_ = self._tasks.interactions().numpy()
         origin = x[:1]
         total = torch.stack([k.diagonal(origin) * b for k, b in self._tasks.parts()]).sum(0)
         root = total.diagonal().sqrt()
@@ -262,6 +278,16 @@ class MultitaskGaussianProcess(RegressorMixin, BaseEstimator):
 
     def _given(self, x: Any, value: np.ndarray) -> Any:
         return as_given(x, value[:, 0] if self._vector else value)
+
+    def _parts(self) -> dict[str, Any]:
+        return {"factor": self._factor if self._how == "kronecker" else getattr(self._factor, "lower", None)}
+
+    @torch.no_grad()
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self.kernels_, found = [k for k, _ in self._tasks.parts()], parts["factor"]
+        if self._how == "cg":
+            found = self._tasks.whole(self._x, self._row, self._task, 1, RANK)
+        self._factor = Factor(found, 0.0, torch.float64) if self._how == "cholesky" else found
 
 
 def y_shape(y: np.ndarray) -> str:

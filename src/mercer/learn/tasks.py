@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mercer.assemble import assemble
 from mercer.budget import memory_budget
-from mercer.claims import PSD
+from mercer.claims import PSD, Claim
 from mercer.kernel import Kernel
+from mercer.learn.crossed import Crossed
 from mercer.learn.likelihood import Evidence, gaussian, slopes
 from mercer.learn.plan import EXACT_ROWS
+from mercer.learn.state import record
 from mercer.learn.stochastic import PRODUCTS, StochasticLikelihood, Whole
 from mercer.linalg import Cholesky
 from mercer.operator import Operator
@@ -24,26 +27,64 @@ from mercer.operators import Dense, Kronecker
 COPIES = 8  # matrices of all observed entries alive at once while a likelihood and its gradient are formed
 
 
+@record
 class Tasks(Kernel):
     """k((x, i), (y, j)) = sum_q k_q(x, y) B_q[i, j], B_q = W_q W_q^T + diag(own_q); points carry the task last.
 
     kernels: q of them. weights: W, q T r. own: q T, > 0. noise: T, > 0, the variance of each task's noise.
-    One kernel is the intrinsic model of coregionalisation, several are the linear one.
-    Source [bonilla2007], [alvarez2012, sec. 4.2].
+    One kernel is the intrinsic model of coregionalisation, several are the linear one. interact: Gaussian k_q only;
+    adds sum_{p<q} C_pq k_pq(x, y) (W_p W_q^T + W_q W_p^T)[i, j] with k_pq as in `Crossed` and a learned correlation
+    matrix C of the terms, at first I, which is the linear model: psd as a product of psd block matrices.
+    Source [bonilla2007], [alvarez2012, sec. 4.2]; interactions derived after [chen2018].
     """
 
     claims = PSD
 
-    def __init__(self, kernels: Sequence[Kernel], weights: Tensor, own: Tensor, noise: Tensor):
+    def __init__(
+        self, kernels: Sequence[Kernel], weights: Tensor, own: Tensor, noise: Tensor, interact: bool = False
+    ):
         super().__init__()
         self.kernels = nn.ModuleList(kernels)
         self.weights = nn.Parameter(weights)
         self.log_own, self.log_noise = nn.Parameter(own.log()), nn.Parameter(noise.log())
+        pairs = list(itertools.combinations(range(len(kernels)), 2)) if interact else []
+        self.pairs = [(p, q, Crossed(kernels[p], kernels[q])) for p, q in pairs]  # a list: no parameters of their own
+        self.root = nn.Parameter(weights.new_zeros(len(pairs)))
+
+    def interactions(self) -> Tensor:
+        """C, `q q`: rows of a lower triangle with ones on its diagonal, scaled to one, times themselves."""
+        lower = torch.eye(len(self.kernels), dtype=torch.float64)
+        if self.pairs:
+            at = torch.tensor([(q, p) for p, q, _ in self.pairs])
+            lower = lower.index_put((at[:, 0], at[:, 1]), self.root)
+        unit = lower / lower.norm(dim=1, keepdim=True)
+        return unit @ unit.mT
+
+    def plain(self) -> dict[str, Any]:
+        """The kernels, and all other numbers as they are trained."""
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("kernels.")}
+        return {"kernels": list(self.kernels), "numbers": own}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Tasks:
+        """What `plain` described."""
+        kernels, numbers = plain["kernels"], plain["numbers"]
+        own, noise = numbers["log_own"].exp(), numbers["log_noise"].exp()
+        found = cls(kernels, numbers["weights"], own, noise, interact=len(numbers["root"]) > 0)
+        found.load_state_dict(numbers, strict=False)
+        return found.requires_grad_(False)
 
     def parts(self) -> list[tuple[Kernel, Tensor]]:
-        """(k_q, B_q: T T) for each q."""
-        between = self.weights @ self.weights.mT + torch.diag_embed(self.log_own.exp())
-        return [(k, b) for k, b in zip(self.kernels, between, strict=True) if isinstance(k, Kernel)]
+        """(k_q, B_q: T T) for each q, then the pairs of terms that interact."""
+        w = self.weights
+        between = w @ w.mT + torch.diag_embed(self.log_own.exp())
+        found = [(k, b) for k, b in zip(self.kernels, between, strict=True) if isinstance(k, Kernel)]
+        if self.pairs:
+            c = self.interactions()
+            for p, q, kernel in self.pairs:
+                both = w[p] @ w[q].mT
+                found.append((kernel, c[p, q] * (both + both.mT)))
+        return found
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
         i, j = x[..., -1].long(), y[..., -1].long()
@@ -64,7 +105,8 @@ class Tasks(Kernel):
         at, made = row * self.weights.shape[1] + task, []
         for k, b in self.parts():
             inner = assemble(k, x, rhs=columns * len(b), products=products)
-            made.append(cast(Operator, Kronecker(inner, Dense(b.to(x), PSD))[at, at]))
+            claimed = frozenset({Claim.SYMMETRIC}) if isinstance(k, Crossed) else PSD
+            made.append(cast(Operator, Kronecker(inner, Dense(b.to(x), claimed))[at, at]))
         total = Total(*made)
         total.claims = PSD  # rows and columns are the same ones
         return total
@@ -90,12 +132,14 @@ def most_entries(kernels: int) -> int:
 
 def algorithm(tasks: Tasks, y: Tensor) -> str:
     """How y: n T is solved: "kronecker" where one kernel sees all tasks at every row, "cholesky", or "cg"."""
-    kernels, limit = len(tasks.kernels), most_entries(len(tasks.kernels))
+    kernels = len(tasks.kernels) + len(tasks.pairs)
+    limit = most_entries(kernels)
     if kernels == 1 and len(y) <= limit and not bool(y.isnan().any()):
         return "kronecker"
     return "cholesky" if int((~y.isnan()).sum()) <= limit else "cg"
 
 
+@record
 class Separable:
     """K kron B + I by the eigenvectors of both: A^-1 = (U kron V) (lambda s + 1)^-1 (U kron V)^T.
 
@@ -107,6 +151,17 @@ class Separable:
         self.scales, self.v = torch.linalg.eigh(b)
         self.values, self.scales = self.values.clamp_min(0), self.scales.clamp_min(0)
         self.inverse = 1 / (self.values[:, None] * self.scales + 1)
+
+    def plain(self) -> dict[str, Any]:
+        """The eigenpairs."""
+        return dict(vars(self))
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Separable:
+        """What `plain` described."""
+        found = cls.__new__(cls)
+        vars(found).update({name: plain[name] for name in ("values", "u", "scales", "v", "inverse")})
+        return found
 
     def solve(self, y: Tensor) -> Tensor:
         """A^-1 y for y: n T."""
