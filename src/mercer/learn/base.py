@@ -30,7 +30,7 @@ from mercer.learn.metric import directions, sharpened
 from mercer.learn.refine import ROWS, refine
 from mercer.learn.screen import screened
 from mercer.learn.solve import FLOOR, LOOSE, Fitted, exact, whole
-from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import LAST, SPREAD, Clock, Pair, defaults, learn
 from mercer.learn.unseen import OWN, flattered
@@ -42,7 +42,7 @@ CALIBRATION = 0.1  # of the seconds: to learn where intervals are wider
 START = 0.1  # noise relative to the output scale, before anything is learned
 
 
-class KernelEstimator(BaseEstimator, ABC):
+class KernelEstimator(Saved, BaseEstimator, ABC):
     """Base of the kernel learners: not public, and of no use alone."""
 
     kernel: Any
@@ -60,6 +60,12 @@ class KernelEstimator(BaseEstimator, ABC):
     _within: float = 0.0  # variance of y among rows of one place
     _truth: Tensor
     _learning = (0, False)  # (steps, whether there were hardly any)
+    _factor: Any = None
+    _fitted = ("kernel_", "plan_", "scaler_", "_common", "target_", "_points", "_weights", "_pair")
+
+    @classmethod
+    def _names(cls, which: str) -> list[str]:
+        return super()._names(which) + [f"{cls._noise_name}_"] * (which == "_fitted")
 
     def begin_at(self, known: Sequence[Pair]) -> Any:
         """Let `fit` consider kernels, with their noises, that were learned on like rows; returns self.
@@ -178,15 +184,16 @@ class KernelEstimator(BaseEstimator, ABC):
         twins = self._repeats = Repeats.of(x)
         kept = np.arange(len(x)) if twins is None else twins.picked
         self._within = 0.0 if twins is None else twins.within(scaled)
-        means = scaled if twins is None else twins.means(scaled)
-        self._truth = self._goal(means, scaled[kept])
-        x, scaled = x[kept], means
+        each, scaled = scaled, scaled if twins is None else twins.means(scaled)
+        self._truth = self._goal(scaled, each[kept])
+        x = x[kept]
         kernel, noise = self._learned(x, scaled, clock, generator)
         plan = self._choose(kernel, x, scaled.shape[1], clock)
         self._shares = self._share(noise)
         with torch.no_grad():
             fitted = self._solved(kernel, noise, x, scaled, plan, clock, generator)
         self._keep(kernel, fitted, clock, float((fitted.left_out - scaled).square().mean()))
+        self._precision, self._each = fitted.precision, each
         self._left_out = fitted.left_out if twins is None else fitted.left_out[twins.place]
         return x, scaled, kept
 
@@ -248,36 +255,6 @@ class KernelEstimator(BaseEstimator, ABC):
         """Where the width of intervals is looked up: the columns on their common scale, and the prediction."""
         z = x.numpy() if self._ours() else self._common(x.numpy()).numpy()
         return np.concatenate([z, scores], 1)
-
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        values = {
-            "kernel": to_spec(self.kernel_),
-            "noise": float(getattr(self, f"{self._noise_name}_")),
-            "plan": self.plan_.as_dict(),
-            "columns": len(self.scaler_.centre),
-            "standardize": self._ours(),
-            "names": [str(n) for n in getattr(self, "feature_names_in_", [])] or None,
-        }
-        arrays = {
-            "points": self._points.numpy(), "weights": self._weights.numpy(),
-            "x_centre": self._common.centre, "x_scale": self._common.scale,
-            "y_centre": self.target_.centre, "y_scale": self.target_.scale,
-        }  # fmt: skip
-        return values, arrays
-
-    def _restore(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        self.kernel_ = from_spec(values["kernel"]).requires_grad_(False)
-        setattr(self, f"{self._noise_name}_", float(values["noise"]))
-        self.plan_ = planning.Plan(**values["plan"])
-        self.n_features_in_ = int(values["columns"])
-        if values["names"]:
-            self.feature_names_in_ = np.array(values["names"], dtype=object)
-        self._points, self._weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
-        self._common = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
-        self.standardize = bool(values["standardize"])
-        self.scaler_ = self._common if self.standardize else Scaler.identity(self.n_features_in_)
-        self.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
-        self._factor = None
 
     def _conformal(self, x: Tensor, scaled: Tensor, kept: np.ndarray) -> None:
         """Intervals from the predictions of the kept rows by fits without them, one row for each place."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
+from mercer.learn.state import record
+
 WEIGHT = 1.0  # strength of the prior, in rows: few rows give modest probabilities
 
 
@@ -16,6 +18,7 @@ def log_chances(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
+@record
 @dataclass(frozen=True)
 class Calibration:
     """p = softmax(temperature * scores + bias): scores n c -> n c."""

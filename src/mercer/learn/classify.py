@@ -21,7 +21,7 @@ from mercer.learn.answers import CalibratedClassifier
 from mercer.learn.base import KernelEstimator
 from mercer.learn.calibrate import Calibration, log_chances
 from mercer.learn.table import Target, refuse_gaps
-from mercer.learn.tune import UNTOLD, Clock
+from mercer.learn.tune import Clock
 from mercer.learn.unseen import left_out
 
 EARLY, LATE = 0.7, 0.35  # of the seconds: for learning the kernel, and at least for log odds
@@ -54,6 +54,7 @@ def encoded(y: Any, known: Any = None) -> tuple[np.ndarray, np.ndarray]:
 class KernelClassification(CalibratedClassifier, KernelEstimator, ABC):
     """Base of the kernel classifiers: not public."""
 
+    _fitted = ("classes_", "calibration_")
     _least = 1e-3  # labels that can be separated would drive it to nothing
 
     def fit(self, X: Any, y: Any) -> Any:
@@ -103,8 +104,8 @@ class KernelClassification(CalibratedClassifier, KernelEstimator, ABC):
         """Take log odds trained by log loss instead, where left-out rows say that they are better than `usual`."""
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         generator = torch.Generator().manual_seed(int(seed))
-        seconds = UNTOLD if clock.seconds is None else clock.seconds
-        own = Clock.of(max(seconds - clock.used(), LATE * seconds))
+        seconds = clock.seconds
+        own = Clock.of(None if seconds is None else max(seconds - clock.used(), LATE * seconds))
         try:
             twins, place, rows = self._repeats, None, np.arange(len(codes))
             chances = np.full((len(codes), int(codes.max()) + 1), np.nan)
@@ -159,22 +160,6 @@ class KernelClassification(CalibratedClassifier, KernelEstimator, ABC):
 
     def _calibrated(self, x: Tensor) -> np.ndarray:
         return self.calibration_.logits(self._each_class(self._scores(x)))
-
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""
-        check_is_fitted(self, "kernel_")
-        values, arrays = self._state()
-        values |= {"classes": self.classes_.tolist(), "temperature": self.calibration_.temperature}
-        return values, arrays | {"bias": self.calibration_.bias}
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
-        """The fitted model that `get_state` described; constructor arguments are the defaults."""
-        found = cls()
-        found._restore(values, arrays)
-        found.classes_ = np.array(values["classes"])
-        found.calibration_ = Calibration(float(values["temperature"]), np.array(arrays["bias"]))
-        return found
 
 
 class KernelClassifier(KernelClassification):

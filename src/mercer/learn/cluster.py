@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.base import ClusterMixin
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -41,6 +42,8 @@ class KernelKMeans(ClusterMixin, GramEstimator):
     Cost: each round one product of K with n_init n_clusters columns; memory that of as many columns.
     Raises ConvergenceWarning when max_iter did not do. Source [dhillon2004, sec. 2], [arthur2007].
     """
+
+    _fitted = ("labels_", "inertia_", "n_iter_", "_points", "_means", "_squares")
 
     def __init__(
         self,
@@ -161,6 +164,8 @@ class KernelSpectralClustering(ClusterMixin, GramEstimator):
     Raises StructureError. Source [ng2001], [bengio2003, sec. 3].
     """
 
+    _fitted = ("labels_", "eigenvalues_", "embedding_", "_points", "_modes", "_middles")
+
     def __init__(
         self,
         n_clusters: int = 8,
@@ -191,8 +196,8 @@ class KernelSpectralClustering(ClusterMixin, GramEstimator):
         modes = u * (degree.sum() / degree).sqrt()[:, None]
         self.eigenvalues_, self.embedding_ = values.numpy(), modes.numpy()
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-        self._groups = KMeans(c, n_init=self.n_init, random_state=seed).fit(self.embedding_)
-        self.labels_ = self._groups.labels_
+        groups = KMeans(c, n_init=self.n_init, random_state=seed).fit(self.embedding_)
+        self.labels_, self._middles = groups.labels_, groups.cluster_centers_
         inverse = torch.where(values > LEAST, 1 / values.clamp_min(LEAST), 0.0)
         self._points, self._modes = x, torch.cat([modes * inverse, torch.ones_like(modes[:, :1])], 1)
         return self
@@ -212,4 +217,4 @@ class KernelSpectralClustering(ClusterMixin, GramEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """The cluster of rows of X, `n`."""
         modes = self.modes(X)
-        return self._groups.predict(modes)
+        return pairwise_distances_argmin(modes, self._middles).astype(self.labels_.dtype)

@@ -11,13 +11,15 @@ import torch
 
 from mercer.errors import DataError, ShapeError
 from mercer.kernels import Gaussian
+from mercer.learn.clock import Clock, one_thread
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, plain, refuse_gaps
-from mercer.learn.tune import Clock, learn, one_thread
+from mercer.learn.tune import learn
 
 ROWS, SEEN = 800, 500  # from which the local scale, and the relevance of each column, are learned
 ENOUGH = 60  # rows below which no relevance is learned
 KEPT = 20_000  # scores kept
-PATIENCE, PROMISED = 4.0, 6  # seconds when nobody said, and steps whatever the time, to learn the relevance
+PATIENCE, PROMISED = 4.0, 6  # counted seconds when nobody said, and steps whatever the time, to learn the relevance
 WIDTHS, RIDGES, SHRINK = (0.5, 1.0, 2.0, 4.0), (0.3, 1.0, 3.0, 10.0, 30.0), (0.0, 0.5, 1.0)
 WIDEST = 20.0  # no place is believed to be this many times noisier or quieter than the middle
 
@@ -32,16 +34,18 @@ def _table(x: Any) -> np.ndarray:
     return table[:, None] if table.ndim == 1 else table
 
 
-class LocalConformal:
+class LocalConformal(Saved):
     """Prediction intervals of locally varying width that hold the truth as often as promised.
 
     interval = prediction -+ q s(x): s is a kernel ridge of log |residual| on up to 800 rows, its smoothness chosen
     by leave-one-out; q is the conformal quantile of |residual| / s. Where s does not help it is a constant.
     scale: put columns on a robust common scale first. random_state: of the rows that s is learned from.
-    time_budget: seconds, soft, for learning which columns matter to s; None: 4.
+    time_budget: seconds, soft, for learning which columns matter to s; None: counted steps.
     Error: coverage is coverage -+ 1 / (n + 1) on average for exchangeable rows, s apart. Infinite width when
     n is too small for the coverage. Source [lei2018, sec. 5.2], [vovk2005].
     """
+
+    _fitted = ("scaler", "relevance", "points", "weights", "width", "unit", "shrink", "scores")
 
     def __init__(self, scale: bool = True, random_state: int | None = 0, time_budget: float | None = None):
         self.scale, self.random_state, self.time_budget = scale, random_state, time_budget
@@ -85,7 +89,7 @@ class LocalConformal:
         if not bool((t != t[0]).any()):
             return
         generator = torch.Generator().manual_seed(0)
-        clock = Clock.of(PATIENCE if self.time_budget is None else self.time_budget)
+        clock = Clock.of(self.time_budget, PATIENCE)
         found = learn([start], 3.0, z, t, clock, generator, least=0.1, spread=0.7, promised=PROMISED).kernel
         inverse = 1 / found.get_parameter("log_lengthscale").detach().exp()
         self.relevance = inverse / inverse.square().mean().sqrt()
@@ -171,21 +175,3 @@ class LocalConformal:
         n = len(self.scores)
         found = [np.searchsorted(self.scores[:, c], wrong[:, c], side="right") for c in range(wrong.shape[1])]
         return ((np.stack(found, 1) + 0.5) / (n + 1)).reshape(true.shape)
-
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) from which `from_state` makes the same object."""
-        values = {"scale": self.scale, "width": self.width, "unit": self.unit}
-        arrays = {"points": self.points.numpy(), "weights": self.weights.numpy(), "relevance": self.relevance.numpy()}
-        arrays |= {"centre": self.scaler.centre, "deviation": self.scaler.scale}
-        return values, arrays | {"scores": self.scores, "shrink": self.shrink}
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> LocalConformal:
-        """The object that `get_state` described."""
-        found = cls(bool(values["scale"]))
-        found.width, found.unit = float(values["width"]), float(values["unit"])
-        found.points, found.weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
-        found.relevance = torch.tensor(arrays["relevance"])
-        found.scores, found.shrink = np.array(arrays["scores"]), np.array(arrays["shrink"])
-        found.scaler = Scaler(np.array(arrays["centre"]), np.array(arrays["deviation"]))
-        return found

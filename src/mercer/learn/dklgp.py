@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mercer.claims import PSD
 from mercer.kernel import Kernel
-from mercer.learn.likelihoods import Observation
-from mercer.learn.sequential import factor, height
+from mercer.learn.sequential import Rows, factor, height
 from mercer.linalg import CG
 from mercer.operator import Composed, Cost, Operator
 from mercer.operators import Diagonal, Sparse
@@ -28,28 +27,6 @@ PROBES = 32  # random signs that stand for all directions above
 ROUNDS, STEPS = 60, 6  # of sites; of the posterior's root for given sites
 SOLVED = 1e-10  # residual of the mean
 SETTLED = 1e-10  # rise of the bound for each row that ends the rounds
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Observations: y: n, the place of each, the mean of f, and the model p(y | f)."""
-
-    y: Tensor
-    place: Tensor
-    centre: float
-    model: Observation
-
-    def slopes(self, mean: Tensor, variance: Tensor) -> tuple[float, Tensor, Tensor]:
-        """(sum of E log p(y | f), its slopes in the mean and the variance of each place)."""
-        at = self.place
-        value, first, second = self.model.slopes(
-            self.y[:, None], self.centre + mean[at][:, None], variance[at][:, None]
-        )
-        return (
-            float(value),
-            torch.zeros_like(mean).index_add(0, at, first[:, 0]),
-            torch.zeros_like(mean).index_add(0, at, second[:, 0]),
-        )
 
 
 class _Inverse(Operator):
@@ -89,8 +66,8 @@ class DoubleKL:
     Source [cao2023], [schafer2021, thm. 2.1], [khan2017].
     """
 
-    def __init__(self, kernel: Kernel, x: Tensor, neighbours: int, generator: torch.Generator):
-        order, groups = sequence(kernel, x, neighbours)
+    def __init__(self, kernel: Kernel, x: Tensor, neighbours: int, generator: torch.Generator, *laid: Tensor):
+        order, groups = laid or sequence(kernel, x, neighbours)
         self.kernel, self.order, self.groups, self.generator = kernel, order, groups, generator
         self.x, self.neighbours = x[order], neighbours
         self.real, self.at = groups >= 0, groups.clamp_min(0)
@@ -199,8 +176,13 @@ class DoubleKL:
         return kept
 
     @torch.no_grad()
-    def fit(self, rows: Rows, refine: bool = True, settled: float = SETTLED) -> float:
-        """Find q; returns the evidence bound (above 3,000 places an estimate of it). Starts from the last sites."""
+    def fit(
+        self, rows: Rows, refine: bool = True, settled: float = SETTLED, stop: Callable[[], bool] = lambda: False
+    ) -> float:
+        """Find q; returns the evidence bound (above 3,000 places an estimate of it). Starts from the last sites.
+
+        stop: asked after each round; `ended` says "settled", "rounds" or "time". Ctrl-C leaves the best q so far.
+        """
         n = len(self.x)
         if not hasattr(self, "precision"):
             flat = torch.zeros(n, dtype=torch.float64)
@@ -209,34 +191,45 @@ class DoubleKL:
         old: tuple[Tensor, Tensor] = (self.precision, self.pulled)
         aim, rate, best, fine = old, 1.0, -float("inf"), False
         state: tuple[Tensor, ...] = ()
-        for _ in range(ROUNDS):
-            c, v, variance = self._local(self.precision)
-            if fine:
-                v = self.improve(v, c, self.precision)
-            root = self._covariance(v) if self.exact else None
-            variance = variance if root is None else root.square().sum(1)
-            mean = self._mean(v)
-            value, first, second = rows.slopes(mean, variance)
-            bound = value - self._divergence(v, mean, root)
-            if bound < best - 1e-9 * abs(best) and rate > 1e-3:
-                rate /= 2
-            else:
-                gain, best = bound - best, bound
-                state, old = (mean, variance, v, c), (self.precision, self.pulled)
-                precision = (-2 * second).clamp_min(1e-8)
-                aim = precision, first + precision * mean
-                rate = min(1.0, 1.5 * rate)
-                moved = float(((aim[0] - old[0]).abs() / (old[0] + 1e-3 * old[0].mean())).max())
-                if gain < settled * n or moved < 1e-9:
-                    if fine or not refine:
-                        break
-                    fine, best = True, -float("inf")
-            self.precision, self.pulled = (a + rate * (b - a) for a, b in zip(old, aim, strict=True))
-        self.precision, self.pulled = old
-        self.mean, self.variance, self.v, self.c = state
-        self.root = self._covariance(self.v) if self.exact else None
-        self.bound = best
-        return best
+        self.ended = "rounds"
+        try:
+            for _ in range(ROUNDS):
+                if state and stop():
+                    self.ended = "time"
+                    break
+                bound, first, second, *found = self._round(rows, fine)
+                if bound < best - 1e-9 * abs(best) and rate > 1e-3:
+                    rate /= 2
+                else:
+                    gain, best = bound - best, bound
+                    state, self.bound, old = tuple(found), bound, (self.precision, self.pulled)
+                    precision = (-2 * second).clamp_min(1e-8)
+                    aim = precision, first + precision * found[0]
+                    rate = min(1.0, 1.5 * rate)
+                    moved = float(((aim[0] - old[0]).abs() / (old[0] + 1e-3 * old[0].mean())).max())
+                    if gain < settled * n or moved < 1e-9:
+                        if fine or not refine:
+                            self.ended = "settled"
+                            break
+                        fine, best = True, -float("inf")
+                self.precision, self.pulled = (a + rate * (b - a) for a, b in zip(old, aim, strict=True))
+        finally:
+            self.precision, self.pulled = old
+            if state:
+                self.mean, self.variance, self.v, self.c = state
+                self.root = self._covariance(self.v) if self.exact else None
+        return self.bound
+
+    def _round(self, rows: Rows, fine: bool) -> tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(bound, slopes of E log p in mean and variance, mean, variance, V, C) of the sites as they are."""
+        c, v, variance = self._local(self.precision)
+        if fine:
+            v = self.improve(v, c, self.precision)
+        root = self._covariance(v) if self.exact else None
+        variance = variance if root is None else root.square().sum(1)
+        mean = self._mean(v)
+        value, first, second = rows.slopes(mean, variance)
+        return value - self._divergence(v, mean, root), first, second, mean, variance, v, c
 
     def _covariance(self, v: Tensor) -> Tensor:
         """V^-T: q's covariance is that times its transpose."""

@@ -15,17 +15,20 @@ from mercer.learn.classify import KernelClassifier
 from mercer.learn.ridge import KernelRidge
 from mercer.learn.rows import SAMPLE, Rows
 from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.state import record
 from mercer.learn.table import Scaler, Target
 from mercer.learn.tune import defaults
 
 DRAWN = 2000  # rows that a kernel is learned from: climbs use a thousand, noise and shrinking the rest
 
 
+@record
 @dataclass(frozen=True)
 class Start:
     """Where a long fit begins. noise: for scaled data, that these rows like best, None where nothing was learned.
 
     common: columns on a robust common scale; scaler: that scale, or none where the kernel sees columns as they are.
+    interrupted: whether learning was: what came of it is not kept in a checkpoint.
     """
 
     kernel: Kernel
@@ -33,6 +36,7 @@ class Start:
     scaler: Scaler
     common: Scaler
     target: Target
+    interrupted: bool = False
 
     def plain(self) -> dict[str, Any]:
         """The same as JSON-able values; of a kernel that is code, its numbers only."""
@@ -91,7 +95,7 @@ def begin(
     if model.learn:
         inner._fit(table, y)
         kernel, noise = inner.learned()
-        return Start(kernel, noise, inner.scaler_, inner._common, inner.target_)
+        return Start(kernel, noise, inner.scaler_, inner._common, inner.target_, inner.plan_.interrupted)
     common = Scaler.fit(table)
     scaler = common if inner._ours() else Scaler.identity(rows.columns)
     kernel = defaults(rows.columns, False)[0] if model.kernel is None else copy.deepcopy(model.kernel)

@@ -40,6 +40,8 @@ class EigenProRegressor(IntervalRegressor, EigenProEstimator):
     Source [ma2019], [abedsoltan2023].
     """
 
+    _fitted = ("_vector", "conformal_")
+
     def __init__(
         self,
         kernel: Any = None,
@@ -120,27 +122,9 @@ class EigenProRegressor(IntervalRegressor, EigenProEstimator):
             raise DataError("intervals need held-out rows: fit with a validation_fraction")
         return self.conformal_
 
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""
-        values, arrays = self._state()
+    def _ready(self) -> None:
         if self.conformal_ is None:
             self.conformal_ = self._intervals()
-        values |= {"vector": self._vector, "conformal": None}
-        if self.conformal_ is not None:
-            values["conformal"], more = self.conformal_.get_state()
-            arrays |= {f"conformal.{key}": value for key, value in more.items()}
-        return values, arrays
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> EigenProRegressor:
-        """The fitted model that `get_state` described; constructor arguments are the defaults."""
-        found = cls()
-        found._restore(values, arrays)
-        found._vector, found.conformal_ = bool(values["vector"]), None
-        if values["conformal"] is not None:
-            part = {key.removeprefix("conformal."): a for key, a in arrays.items() if key.startswith("conformal.")}
-            found.conformal_ = LocalConformal.from_state(values["conformal"], part)
-        return found
 
 
 class EigenProClassifier(CalibratedClassifier, EigenProEstimator):
@@ -151,6 +135,8 @@ class EigenProClassifier(CalibratedClassifier, EigenProEstimator):
     being the classes (one for two classes). Fitted: classes_, calibration_, and what EigenProRegressor has.
     Source [ma2019], [abedsoltan2023], [guo2017, sec. 4.2].
     """
+
+    _fitted = ("classes_", "calibration_")
 
     def __init__(
         self,
@@ -239,18 +225,3 @@ class EigenProClassifier(CalibratedClassifier, EigenProEstimator):
     def _logits(self, X: Any) -> np.ndarray:
         _, scores = self._all_scores(X)
         return self.calibration_.logits(self._each_class(scores))
-
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) of the fitted model; labels are kept as a list."""
-        values, arrays = self._state()
-        values |= {"classes": self.classes_.tolist(), "loss": self.loss, "temperature": self.calibration_.temperature}
-        return values, arrays | {"bias": self.calibration_.bias}
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> EigenProClassifier:
-        """The fitted model that `get_state` described; other constructor arguments are the defaults."""
-        found = cls(loss=values["loss"])
-        found._restore(values, arrays)
-        found.classes_ = np.array(values["classes"])
-        found.calibration_ = Calibration(float(values["temperature"]), np.array(arrays["bias"]))
-        return found

@@ -44,6 +44,8 @@ class FalkonRegressor(IntervalRegressor, FalkonEstimator):
     Source [rudi2017, alg. 1].
     """
 
+    _fitted = ("_vector", "_intervals", "_sums")
+
     def __init__(
         self,
         kernel: Any = None,
@@ -206,3 +208,10 @@ class FalkonRegressor(IntervalRegressor, FalkonEstimator):
 
     def _widths(self) -> LocalConformal:
         return self.conformal_
+
+    def _ready(self) -> None:
+        if len(self._seen[1]):
+            self._intervals = self.conformal_
+
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self._seen = np.zeros((0, 0)), np.zeros((0, self._weights.shape[1]))

@@ -20,6 +20,7 @@ from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian
 from mercer.learn.arguments import psd
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, read
 from mercer.linalg import eigenpairs
 from mercer.operator import Operator
@@ -79,12 +80,13 @@ def signs(u: Tensor) -> Tensor:
     return torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
 
 
-class GramEstimator(BaseEstimator, ABC):
+class GramEstimator(Saved, BaseEstimator, ABC):
     """Base of the learners on one Gram: not public, and of no use alone."""
 
     kernel: Any
     standardize: bool | None
     random_state: Any
+    _fitted = ("kernel_", "scaler_")
 
     def _usual(self, x: Tensor, generator: torch.Generator) -> Kernel:
         """The kernel of scaled rows when none is given."""

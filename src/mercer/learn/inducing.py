@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mercer.errors import JitterWarning
 from mercer.kernel import Kernel
 from mercer.learn.likelihoods import Observation
+from mercer.learn.state import record
+from mercer.learn.spherical import SphericalFeatures
 from mercer.linalg import Cholesky
 
 RIDGE = 1e-8  # of the mean diagonal, where landmarks move: close ones would make gradients of rounding
@@ -39,6 +41,7 @@ class Sums:
     bound: float
 
 
+@record
 @dataclass(frozen=True)
 class Posterior:
     """q(v) = N(mean, (root root^T)^-1) of whitened inducing values v, u = L v; mean: m c, root: c m m, lower."""
@@ -89,18 +92,23 @@ class Inducing(nn.Module):
     """The sparse model: a kernel, landmarks z `m d`, an observation model and a constant prior mean `c`.
 
     ridge: added to k(z, z), relative to its mean diagonal; more is added by the policy of `Cholesky` where it has no
-    factor. The bound stays one: u is then f(z) with a little noise.
+    factor. The bound stays one: u is then f(z) with a little noise. features: what u is where it is not f(z).
     """
 
-    def __init__(self, kernel: Kernel, z: Tensor, observed: Observation, centre: Tensor, ridge: float):
+    def __init__(
+        self, kernel: Kernel, z: Tensor, observed: Observation, centre: Tensor, ridge: float,
+        features: SphericalFeatures | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.kernel, self.observed, self.centre, self.ridge = kernel, observed, centre, ridge
+        self.features = features
         self.z = nn.Parameter(z.clone())
         self.jitter = 0.0
 
     def lower(self) -> Tensor:
         """L with L L^T = k(z, z) + jitter, with gradients."""
-        gram = self.kernel.block(self.z, self.z)
+        features, z = self.features, self.z
+        gram = self.kernel.block(z, z) if features is None else features.gram(self.kernel, z)
         unit = torch.eye(len(gram), dtype=torch.float64)
         base = self.ridge * float(gram.detach().diagonal().mean())
         found, info = torch.linalg.cholesky_ex(gram + base * unit)
@@ -114,7 +122,9 @@ class Inducing(nn.Module):
 
     def see(self, x: Tensor, y: Tensor, lower: Tensor, weight: float = 1.0) -> Seen:
         """Rows x: b d with observations y: b c; each stands for `weight` rows."""
-        a = torch.linalg.solve_triangular(lower, self.kernel.block(self.z, x), upper=False)
+        features, z = self.features, self.z
+        cross = self.kernel.block(z, x) if features is None else features.cross(self.kernel, z, x)
+        a = torch.linalg.solve_triangular(lower, cross, upper=False)
         return Seen(a, (self.kernel.diagonal(x) - a.square().sum(0)).clamp_min(0), y, weight)
 
     def latent(self, q: Posterior, seen: Seen) -> tuple[Tensor, Tensor]:

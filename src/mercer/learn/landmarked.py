@@ -19,6 +19,7 @@ from mercer.learn.arguments import count, positive, psd, share
 from mercer.learn.newton import Newton
 from mercer.learn.passes import MANY, Passes
 from mercer.learn.rows import Rows
+from mercer.learn.state import Saved
 from mercer.learn.task import Fit, Task
 from mercer.learn.walk import Patience, Walk
 from mercer.operator import Operator
@@ -26,7 +27,7 @@ from mercer.operator import Operator
 PREDICTED = 2**16  # rows predicted at once
 
 
-class FalkonEstimator(BaseEstimator, ABC):
+class FalkonEstimator(Saved, BaseEstimator, ABC):
     """Base of the Falkon learners: not public."""
 
     kernel: Any
@@ -42,6 +43,8 @@ class FalkonEstimator(BaseEstimator, ABC):
     checkpoint: Any
     progress: Any
     random_state: Any
+    _fitted = ("kernel_", "alpha_", "scaler_", "_common", "target_", "landmarks_", "_weights", "jitter_")
+    _sometimes = ("residual_", "n_iter_", "stopped_", "history_", "validation_error_")
 
     def _check(self) -> None:
         for name, options in (("selection", ("uniform", "pivoted")), ("precision", (None, "mixed", "double"))):
@@ -84,7 +87,9 @@ class FalkonEstimator(BaseEstimator, ABC):
     def _report(self, solver: Walk | Newton, residual: float, what: str) -> None:
         """How far it came; a missed tolerance is a warning."""
         self.alpha_, self.residual_, self.n_iter_ = solver.level, residual, solver.steps
-        self.stopped_, self.history_, self.validation_error_ = solver.stopped, solver.history, solver.error
+        early = solver.patience.clock.interrupted  # while the kernel was learned; the rest was finished
+        self.stopped_ = "interrupted" if early else solver.stopped
+        self.history_, self.validation_error_ = solver.history, solver.error
         if solver.stopped in ("tolerance", "held-out", "interrupted"):
             return
         why = {"iterations": "max_iter", "time": "time_budget", "rounding": "rounding"}[solver.stopped]

@@ -23,11 +23,14 @@ from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
 from mercer.learn.answers import as_given
 from mercer.learn.arguments import count, positive, psd
-from mercer.learn.dklgp import DoubleKL, Rows
+from mercer.learn.clock import Clock
+from mercer.learn.dklgp import DoubleKL
 from mercer.learn.likelihood import Evidence, Part
 from mercer.learn.likelihoods import observation
-from mercer.learn.table import Scaler, Target, read
-from mercer.learn.tune import Climb, Clock
+from mercer.learn.state import Saved
+from mercer.learn.sequential import Rows
+from mercer.learn.table import Scaler, Target, deviation, read
+from mercer.learn.tune import Climb
 
 log = logging.getLogger("mercer")
 
@@ -39,10 +42,11 @@ LEARNED, SHARE, MOST, SPREAD = 600, 0.6, 40, 1.0  # rows, share of the time, ste
 class _Bound(Evidence):
     """The evidence bound of a DoubleKL; its slope is that of the bound with q held, as q is where the bound peaks."""
 
-    def __init__(self, kernel: Kernel, noise: float, double: DoubleKL, rows: Rows):
+    def __init__(self, kernel: Kernel, noise: float, double: DoubleKL, rows: Rows, clock: Clock):
         part: Part = (double.x, rows.y)
         super().__init__(kernel, noise, [part], profile=False)
         self.double, self.rows, self.keep_noise = double, rows, not hasattr(rows.model, "noise")
+        self.clock = clock
 
     def _part(self, part: Part, gradient: bool) -> tuple[float, list[Tensor]]:
         model, rows, double = self.rows.model, self.rows, self.double
@@ -51,7 +55,7 @@ class _Bound(Evidence):
         double.renew()
         with warnings.catch_warnings():  # of trials far off, which are dropped; the last fit says what it missed
             warnings.simplefilter("ignore", ConvergenceWarning)
-            value = double.fit(rows, refine=False, settled=HASTY)
+            value = double.fit(rows, False, HASTY, lambda: self.clock.late(SHARE))
         if not gradient:
             return value, []
         leaves = [p for _, p in self.named]
@@ -67,17 +71,20 @@ class _Bound(Evidence):
         return value, [*found, last]
 
 
-class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
+class LatentVecchiaProcess(RegressorMixin, Saved, BaseEstimator):
     """A latent Gaussian process f with sparse triangular roots of the prior's and the posterior's precision.
 
     likelihood: "gaussian", "student_t" (heavy tails; dof > 2 is held), "poisson" (counts, rate exp(f)) or "bernoulli"
     (y = 0 or 1, chance Phi(f)). kernel: a psd Kernel, or None: a variance times Matern 3/2, a lengthscale for each
     column. noise: > 0, variance (or squared scale) of standardised y; None: learned. neighbours: >= 1; n - 1 of them
     give the best Gaussian posterior there is. learn, standardize, time_budget, progress, random_state: as elsewhere.
-    Fitted: kernel_, noise_, bound_ (evidence bound of the sparse model, on scaled y), plan_.
+    Fitted: kernel_, noise_, bound_ (evidence bound of the sparse model, on scaled y), plan_, stopped_ ("settled",
+    "rounds", "time", "interrupted"; the second and third with a ConvergenceWarning where q still gained).
     Cost: n (5 neighbours)^3 / 3 flops each round, ten or so; learning on at most 600 rows.
     Error: the Kullback-Leibler divergence of both approximations, which falls as neighbours grow. Source [cao2023].
     """
+
+    _fitted = ("kernel_", "noise_", "bound_", "plan_", "stopped_", "scaler_", "target_", "_centre")
 
     def __init__(
         self,
@@ -119,7 +126,7 @@ class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
         values = self._observed(column_or_1d(y, warn=True).astype(np.float64), ours or self.learn)
         x, place = np.unique(self.scaler_(table).numpy(), axis=0, return_inverse=True)
         at = torch.from_numpy(place.reshape(-1))
-        self._model, steps = model, 0
+        self._model, self._cut, steps = model, False, 0
         d = table.shape[1]
         wide = torch.full((d,), max(math.sqrt(d), 1.0), dtype=torch.float64)
         self.kernel_ = Scaled(Matern(1.5, wide), 1.0) if self.kernel is None else copy.deepcopy(self.kernel)
@@ -129,14 +136,40 @@ class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
         model.requires_grad_(False)
         self.noise_ = math.exp(float(model.get_parameter("log_noise"))) if hasattr(model, "noise") else None
         self._double = DoubleKL(self.kernel_, torch.from_numpy(x), int(self.neighbours), generator)
-        self.bound_ = self._double.fit(Rows(values, torch.argsort(self._double.order)[at], self._centre, model))
+        self._settle(Rows(values, torch.argsort(self._double.order)[at], self._centre, model), clock)
         plan = planning.Plan(
             "vecchia", len(table), landmarks=min(int(self.neighbours), len(x) - 1), seconds=clock.used(),
             interrupted=clock.interrupted, steps=steps,
         )  # fmt: skip
-        words = f"{len(x):,} places, each with {plan.landmarks} neighbours in prior and posterior, {steps} steps"
-        self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": f"{words} of learning, {plan.seconds:.1f} s"})
+        words = f"{len(x):,} places, each with {plan.landmarks} neighbours in prior and posterior, {steps} steps of learning"
+        early = "; stopped by time_budget" if self.stopped_ == "time" else ""
+        early = "; interrupted: the best so far was kept" if clock.interrupted else early
+        self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": f"{words}, {plan.seconds:.1f} s{early}"})
         return self
+
+    def _settle(self, rows: Rows, clock: Clock) -> None:
+        """The best q, or the best that there was time for; a first round there must be."""
+        double, since = self._double, clock.used()
+
+        def late() -> bool:  # whether another round such as the last would end late
+            nonlocal since
+            took, since = clock.used() - since, clock.used()
+            return clock.seconds is not None and since + took > clock.seconds
+
+        try:
+            double.fit(rows, stop=late)
+        except KeyboardInterrupt:
+            clock.interrupted = True
+            log.warning("interrupted: the best so far is kept and the fit is finished")
+            if not hasattr(double, "mean"):
+                double.fit(rows, refine=False, stop=lambda: True)
+        self.bound_ = double.bound
+        ended = "time" if double.ended == "settled" and self._cut else double.ended
+        self.stopped_ = "interrupted" if clock.interrupted else ended
+        if not clock.interrupted and double.ended != "settled":
+            why = {"time": "time_budget", "rounds": "rounding or slow rounds"}[double.ended]
+            message = f"{type(self).__name__} stopped by {why} before its bound of {double.bound:.6g} settled"
+            warnings.warn(ConvergenceWarning(message, math.nan, 0), stacklevel=3)
 
     def _observed(self, y: np.ndarray, moves: bool) -> Tensor:
         """y as the model takes it; sets the scale of y and the mean of f."""
@@ -155,7 +188,8 @@ class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
         elif moves:
             low, middle, high = np.percentile(y, [25, 50, 75])
             robust = self.likelihood == "student_t" and high > low
-            centre, scale = (middle, (high - low) / 1.349) if robust else (y.mean(), y.std())
+            centre = middle if robust else y.mean()
+            scale = (high - low) / 1.349 if robust else float(deviation(y[:, None], centre)[0])
             flat = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max()
             self.target_ = Target(np.array([centre]), np.array([1.0 if flat else scale]))
         return torch.from_numpy((y - self.target_.centre) / self.target_.scale)
@@ -167,11 +201,12 @@ class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
         number = torch.full((len(x),), -1).index_copy(0, kept, torch.argsort(double.order))
         rows = Rows(y[number[place] >= 0], number[place][number[place] >= 0], self._centre, self._model)
         noise = START if self.noise is None else float(self.noise)
-        target = _Bound(self.kernel_.requires_grad_(True), noise, double, rows)
+        target = _Bound(self.kernel_.requires_grad_(True), noise, double, rows, clock)
         target.keep_noise = target.keep_noise or self.noise is not None
         target.least = 1e-6
         climb = Climb(target, clock, SHARE, self.progress, SPREAD)
         climb.run(MOST)
+        self._cut = not climb.ended and clock.late(SHARE)
         if hasattr(self._model, "noise"):
             self._model.noise = math.exp(target.log_noise)
         log.info("learned %r", self.kernel_)
@@ -212,3 +247,17 @@ class LatentVecchiaProcess(RegressorMixin, BaseEstimator):
         given = 2 * given - 1 if self.likelihood == "bernoulli" else self.target_.forward(given)
         found = self._model.log_predictive(torch.from_numpy(given)[:, None], mean, variance)[:, 0].numpy()
         return as_given(X, found - math.log(float(self.target_.scale[0])))
+
+    def _pieces(self) -> dict[str, Any]:
+        double = self._double
+        laid = {"order": double.order, "groups": double.groups, "x": double.x[double.order.argsort()]}
+        q = {"mean": double.mean, "precision": double.precision, "v": double.v}
+        return {"observed": dict(self._model.state_dict()), **laid, **q}
+
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self._model = observation(self.likelihood, START, float(self.dof)).requires_grad_(False)
+        self._model.load_state_dict(parts["observed"])
+        laid = parts["order"], parts["groups"]
+        double = DoubleKL(self.kernel_, parts["x"], int(self.neighbours), torch.Generator(), *laid)
+        double.mean, double.precision, double.v = parts["mean"], parts["precision"], parts["v"]
+        double.root, self._double = double._covariance(double.v) if double.exact else None, double

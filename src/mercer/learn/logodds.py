@@ -40,6 +40,8 @@ class FalkonClassifier(CalibratedClassifier, FalkonEstimator):
     Source [marteauferey2019, sec. 3 and 4].
     """
 
+    _fitted = ("classes_", "calibration_")
+
     def __init__(
         self,
         kernel: Any = None,

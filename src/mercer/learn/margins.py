@@ -33,6 +33,7 @@ class _ScoreClassifier(ClassifierMixin, GramEstimator, ABC):
     """A classifier with one score for each class; two classes have opposite ones."""
 
     calibration_: Calibration
+    _fitted = ("classes_", "_weights")
 
     def _read_classes(self, X: Any, y: Any) -> tuple[Tensor, np.ndarray, torch.Generator]:
         x, y, generator = self._begin(X, y, classes=True)
@@ -95,6 +96,8 @@ class KernelMeanClassifier(_ScoreClassifier):
     Cost: one product of K with c columns. Source [scholkopf2002, sec. 1.2].
     """
 
+    _fitted = ("calibration_", "_points", "_half")
+
     def __init__(self, kernel: Any = None, *, standardize: bool | None = None, random_state: Any = None):
         self.kernel, self.standardize, self.random_state = kernel, standardize, random_state
 
@@ -138,6 +141,9 @@ class KernelSVC(_ScoreClassifier):
     Fitted: classes_, kernel_, support_ (row numbers of support vectors; None with landmarks), calibration_.
     Cost: n^2 to n^3 flops and 24 n^2 bytes, or n rank^2 flops. Source [chang2011], [guo2017].
     """
+
+    _fitted = ("support_", "_bias")
+    _sometimes = ("calibration_", "_points")
 
     def __init__(
         self,
@@ -217,3 +223,10 @@ class KernelSVC(_ScoreClassifier):
     def predict_proba(self, X: Any) -> Any:
         """Chances of classes_, `n c`, where probability=True; torch in, torch out."""
         return self._chances(X)
+
+    def _pieces(self) -> dict[str, Any]:
+        return {"landmarks": self._map.landmarks if self.support_ is None else None}
+
+    def _restored(self, parts: dict[str, Any]) -> None:
+        if parts["landmarks"] is not None:
+            self._map = Nystrom(self.kernel_, parts["landmarks"])

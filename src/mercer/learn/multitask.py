@@ -23,7 +23,7 @@ from mercer.learn.answers import as_given
 from mercer.learn.arguments import count, positive, psd
 from mercer.learn.state import Saved
 from mercer.learn.stochastic import BYTES, COPIES, RANK, Whole
-from mercer.learn.table import Scaler, plain, read, refuse_words
+from mercer.learn.table import Scaler, deviation, plain, read, refuse_words
 from mercer.learn.tasks import Separable, Tasks, TasksLikelihood, algorithm, observed
 from mercer.learn.tune import Climb, Clock
 from mercer.linalg import Cholesky, Factor
@@ -121,7 +121,7 @@ class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
             raise DataError(f"task {int(seen.argmin())} of y was never observed (all NaN); drop it")
         ours = self._ours() or self.learn
         self._centre = np.nanmean(y, 0) if ours else np.zeros(y.shape[1])
-        spread = np.nanstd(y, 0) if ours else np.ones(y.shape[1])
+        spread = deviation(y, self._centre) if ours else np.ones(y.shape[1])
         self._scale = np.where(spread > 1e-12 * np.abs(self._centre), spread, 1.0)
         return y
 
@@ -273,13 +273,14 @@ class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
         check_is_fitted(self, "kernels_")
         x = self.scaler_(read(self, X, reset=False)[0])
         middle = self._centre + self._scale * self._mean(x).numpy()
-        spread = np.sqrt(self._scale**2 * self._variance(x).numpy() + self.noise_) * ndtri((1 + coverage) / 2)
+        noise = self._tasks.log_noise.exp().numpy()
+        spread = self._scale * np.sqrt(self._variance(x).numpy() + noise) * ndtri((1 + coverage) / 2)
         return self._given(X, middle - spread), self._given(X, middle + spread)
 
     def _given(self, x: Any, value: np.ndarray) -> Any:
         return as_given(x, value[:, 0] if self._vector else value)
 
-    def _parts(self) -> dict[str, Any]:
+    def _pieces(self) -> dict[str, Any]:
         return {"factor": self._factor if self._how == "kronecker" else getattr(self._factor, "lower", None)}
 
     @torch.no_grad()

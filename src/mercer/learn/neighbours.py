@@ -21,7 +21,7 @@ from mercer.learn.answers import as_given
 from mercer.learn.arguments import count, positive, psd
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
-from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import Clock
 
@@ -80,7 +80,7 @@ class Neighbourhoods:
         return self._serve(self.points[rows], k, rows)
 
 
-class NeighbourRidge(RegressorMixin, BaseEstimator):
+class NeighbourRidge(RegressorMixin, Saved, BaseEstimator):
     """Kernel ridge regression with an unknown local mean, each point from its nearest rows: for 1 to 3 columns.
 
     f(x) = m(x) + k(x, near) (K + alpha I)^-1 (y - m(x)), near: the rows closest to x in the learned coordinates.
@@ -92,6 +92,8 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
     Error: rows beyond the nearest are ignored, which the screening effect makes small for short lengthscales.
     Source [vecchia1988], [cressie1993, eq. 3.2.6].
     """
+
+    _fitted = ("kernel_", "alpha_", "plan_", "scaler_", "target_", "vector_", "_x", "_y", "conformal_")
 
     def __init__(
         self,
@@ -218,33 +220,5 @@ class NeighbourRidge(RegressorMixin, BaseEstimator):
         low, high = self.conformal_.interval(self._predicted(x), x.numpy(), coverage)
         return self._shaped(X, low), self._shaped(X, high)
 
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""
-        check_is_fitted(self, "kernel_")
-        local, more = self.conformal_.get_state()
-        values = {
-            "conformal": local,
-            "kernel": to_spec(self.kernel_), "noise": float(self.alpha_), "vector": self.vector_,
-            "neighbours": self.neighbours, "plan": self.plan_.as_dict(),
-        }  # fmt: skip
-        return values, {
-            **{f"conformal.{key}": value for key, value in more.items()},
-            "points": self._x.numpy(), "values": self._y.numpy(), "x_centre": self.scaler_.centre,
-            "x_scale": self.scaler_.scale, "y_centre": self.target_.centre, "y_scale": self.target_.scale,
-        }  # fmt: skip
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> NeighbourRidge:
-        """The fitted model that `get_state` described; constructor arguments are the defaults."""
-        found = cls(neighbours=int(values["neighbours"]))
-        found.kernel_ = from_spec(values["kernel"]).requires_grad_(False)
-        found.alpha_, found.vector_ = float(values["noise"]), bool(values["vector"])
-        found.plan_ = planning.Plan(**values["plan"])
-        found._x, found._y = torch.tensor(arrays["points"]), torch.tensor(arrays["values"])
-        found.scaler_ = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
-        found.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
-        found.n_features_in_ = found._x.shape[1]
-        part = {key.removeprefix("conformal."): a for key, a in arrays.items() if key.startswith("conformal.")}
-        found.conformal_ = LocalConformal.from_state(values["conformal"], part)
-        found._near = Neighbourhoods(found.kernel_, found.alpha_, found._x, found._y)
-        return found
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self._near = Neighbourhoods(self.kernel_, self.alpha_, self._x, self._y)

@@ -34,6 +34,9 @@ class KernelNovelty(OutlierMixin, GramEstimator):
     Source [askari2018], [rasmussen2006, eq. 2.26], [vovk2005], [bates2023].
     """
 
+    _fitted = ("left_out_", "offset_", "_points")
+    _sometimes = ("_lower", "_square")
+
     def __init__(
         self,
         kernel: Any = None,
@@ -155,3 +158,9 @@ class KernelNovelty(OutlierMixin, GramEstimator):
         """Chances that a usual row looks as novel as this one, `n`: at most t with a chance of t for usual rows."""
         count = len(self.left_out_) - np.searchsorted(self.left_out_, self._novelty(X), side="left")
         return (1 + count) / (len(self.left_out_) + 1)
+
+    def _pieces(self) -> dict[str, Any]:
+        return {"landmarks": self._map is not None}
+
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self._map = Nystrom(self.kernel_, self._points) if parts["landmarks"] else None

@@ -42,6 +42,12 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GramEstimator
     Raises ConvergenceWarning. Source [scholkopf1998], [tonin2023, sec. 3-4], [bakir2004] for the way back.
     """
 
+    _fitted = (
+        "eigenvalues_", "row_weights_", "support_", "threshold_", "n_iter_", "_points", "_weights", "_offset",
+        "_n_features_out",
+    )  # fmt: skip
+    _sometimes = ("_back", "_target")
+
     def __init__(
         self,
         n_components: int = 2,
@@ -164,7 +170,8 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GramEstimator
         self._target, y = Target.fit(table, True)
         kernel = gaussian_by(median_distance(scores, generator)).requires_grad_(False)
         plan = Plan("cholesky", len(at))
-        self._back = kernel, exact(kernel, 1e-3, scores[at], y[at], plan, LEVELS, Clock.of(None))
+        fitted = exact(kernel, 1e-3, scores[at], y[at], plan, LEVELS, Clock.of(None))
+        self._back = kernel, fitted.points, fitted.weights
 
     def inverse_transform(self, Z: Any) -> Any:
         """Rows whose projections are about Z: n n_components, by kernel ridge from projections to rows, `n d`.
@@ -178,7 +185,7 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GramEstimator
         if places.ndim != 2 or places.shape[1] != self._n_features_out:
             raise ShapeError(f"Z has shape {places.shape}; expected n {self._n_features_out}")
         refuse_gaps(places, "Z")
-        kernel, fitted = self._back
+        kernel, points, weights = self._back
         with torch.no_grad():
-            found = kernel.block(torch.from_numpy(places), fitted.points) @ fitted.weights
+            found = kernel.block(torch.from_numpy(places), points) @ weights
         return as_given(Z, self._target.back(found.numpy()))

@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from mercer.assemble import assemble
-from mercer.budget import memory_budget
+from mercer.budget import memory_budget, mib
 from mercer.kernel import Kernel
+from mercer.learn.state import record
 
 EXACT_ROWS = 5000  # a float64 factor of this many rows takes about a second
 FEWEST, LANDMARKS, MANY = 500, 3000, 10_000  # landmarks: on a slow machine, by normal equations, by CG
 PATIENCE = 15.0  # seconds for a solve when no budget was given
 STEPS = 45  # iterations of a typical solve, trials of the noise included
+USUAL = 2e-7  # seconds of a sampled likelihood and its gradient for each pair of rows, on a usual machine
 EXACT = 5e-11  # seconds of the exact path for each cubed row
 RATE_ROWS, LONG, COLUMNS = 512, 4096, 6
-COPIES = 4  # matrices of the exact path alive at once: kernel, factor, inverse, temporary
+COPIES = 6  # matrices of the exact path alive at once: kernel, shifted, factor, inverse, identity, the best factor
 
 
+@record
 @dataclass(frozen=True)
 class Plan:
     """What a fit did. memory: planned peak bytes; seconds: of the whole fit; sentence: all of it in words.
@@ -74,25 +77,30 @@ class Speed:
         """On one small float32 block, in a few hundredths of a second."""
         some = x[:RATE_ROWS].float()
         kernel.block(some[:8], some[:8])  # first calls load code; they are not what a long product costs
-        start = time.perf_counter()
+        start = _clock()
         kernel.block(some, some)
-        values = max(len(some), 1) ** 2 / max(time.perf_counter() - start, 1e-6)
+        values = max(len(some), 1) ** 2 / max(_clock() - start, 1e-6)
         products = _rate(torch.ones(5, 2048), torch.ones(2048, 2048))
         flops = 2 * _rate(torch.ones(768, 768, dtype=torch.float64), torch.ones(768, 768, dtype=torch.float64))
         return cls(values, products, flops, max(1 / pair_seconds(kernel, x.shape[-1], COLUMNS), values / COLUMNS))
 
 
-def pair_seconds(kernel: Kernel, d: int, columns: int) -> float:
-    """Seconds of one pair of points in a long float32 product, by the operator that would serve it."""
-    points = torch.randn(LONG, d, generator=torch.Generator().manual_seed(0))
+def pair_seconds(kernel: Kernel, d: int, columns: int, dtype: torch.dtype = torch.float32) -> float:
+    """Seconds of one pair of points in a long product, by the operator that would serve it."""
+    points = torch.randn(LONG, d, generator=torch.Generator().manual_seed(0)).to(dtype)
     return assemble(kernel, points, points[: LONG // 2].clone(), rhs=columns).cost(columns).seconds() / (LONG**2 / 2)
 
 
 def _rate(a: Tensor, b: Tensor) -> float:
     torch.mm(a, b)
-    start = time.perf_counter()
+    start = _clock()
     torch.mm(a, b)
-    return a.shape[0] * b.numel() / max(time.perf_counter() - start, 1e-6)
+    return a.shape[0] * b.numel() / max(_clock() - start, 1e-6)
+
+
+def _clock() -> float:
+    """Seconds that each thread was kept busy: what other programs take is no property of the machine."""
+    return time.process_time() / torch.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -141,9 +149,11 @@ def choose(
 ) -> Plan:
     """The algorithm for n rows: exact while it fits, then the whole kernel by CG, then landmarks.
 
-    seconds: what the solve may take (None: 15). speed: of this machine, asked for where it matters. The memory budget
-    decides as well.
+    seconds: what the solve may take (None: 15 on a usual machine, so that the choice does not hang on the moment).
+    speed: of this machine, asked for where it matters. The memory budget decides as well.
     """
+    if callable(speed):
+        speed = speed if seconds is not None else None
     seconds = PATIENCE if seconds is None else seconds
     first = _exact(n, math.inf if n <= 1000 else seconds, memory_budget())
     if not first.refused:
@@ -170,6 +180,18 @@ def _seconds(algorithm: str, n: int, m: int, speed: Speed, columns: int, budget:
     return n * m * each + 2 * m**3 / speed.flops
 
 
+def span(seconds: float) -> str:
+    """Seconds as people say them: 0.3 s, 12 s, 4 min, 3 h, 5 days."""
+    if seconds < 0.095:
+        return f"{seconds:.2g} s" if seconds >= 1e-4 else "0 s"
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    for most, unit, name in ((99.5, 1, "s"), (99.5 * 60, 60, "min"), (48 * 3600, 3600, "h"), (math.inf, 86400, "days")):
+        if seconds < most:
+            return f"{seconds / unit:,.0f} {name}"
+    return "for ever"
+
+
 def sentence(plan: Plan) -> str:
     """The plan in one line."""
     how = {
@@ -187,4 +209,4 @@ def sentence(plan: Plan) -> str:
     early = "; learning was interrupted and the best kernel so far was kept" if plan.interrupted else ""
     if plan.hasty:
         early += f"; lengthscales hardly learned: there was time for {plan.steps} steps, give more"
-    return f"{how}{metric}{steps}{jitter}, {plan.memory / 2**20:,.0f} MiB planned, {plan.seconds:.1f} s{early}"
+    return f"{how}{metric}{steps}{jitter}, {mib(plan.memory)} planned, {plan.seconds:.1f} s{early}"

@@ -20,13 +20,13 @@ from mercer.budget import memory_budget
 from mercer.errors import DataError, ShapeError
 from mercer.learn.arguments import count, positive, psd, share
 from mercer.learn.checkpoint import Checkpoint, digest
+from mercer.learn.clock import Clock
 from mercer.learn.descent import Batch, Descent, Loss, State
 from mercer.learn.draw import Start, drawn
 from mercer.learn.plan import EXACT_ROWS
 from mercer.learn.precondition import FRESH, Apart, Own, Pace, Steps, largest, pace, spare
 from mercer.learn.rows import SAMPLE, Rows
-from mercer.learn.spec import to_spec
-from mercer.learn.tune import Clock
+from mercer.learn.state import Saved
 
 log = logging.getLogger("mercer")
 
@@ -35,7 +35,7 @@ SEEN = 5000  # training rows that judge a model where none are held out
 LARGEST = 8192  # rows of a batch
 
 
-class EigenProEstimator(BaseEstimator, ABC):
+class EigenProEstimator(Saved, BaseEstimator, ABC):
     """Base of the estimators that take steps over a stream of rows: not public, and of no use alone."""
 
     kernel: Any
@@ -57,6 +57,10 @@ class EigenProEstimator(BaseEstimator, ABC):
     _shown: int = 0  # rows that the preconditioner was made from
     _made: Steps | None = None
     _passes: int = 0  # calls of partial_fit
+    _fitted = (
+        "_start", "_points", "_weights", "_held", "stopped_", "epochs_", "history_", "batch_size_", "step_size_",
+        "_seed", "_passes", "_shown",
+    )  # fmt: skip
 
     @abstractmethod
     def _begin(self, rows: Rows, keep: np.ndarray, seed: int) -> Start:
@@ -117,6 +121,8 @@ class EigenProEstimator(BaseEstimator, ABC):
         )
         keep = self._keep(rows, self._seed)
         self._took(self._begin(rows, keep, self._seed) if found is None else Start.of(found[0]["start"], self.kernel))
+        clock.interrupted = self._start.interrupted
+        checkpoint = Checkpoint(None, "") if clock.interrupted else checkpoint  # who comes back learns all of the kernel
         self._points = torch.empty(0, rows.columns)
         self._held = self._empty(rows)
         self._hold(rows, ~keep)
@@ -133,8 +139,10 @@ class EigenProEstimator(BaseEstimator, ABC):
         if fresh:
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         keep = self._keep(rows, self._seed + self._passes)
+        clock = Clock.of(self.time_budget)
         if fresh:
             self._took(self._begin(rows, keep, self._seed))
+            clock.interrupted = self._start.interrupted
             self._points, self._held = torch.empty(0, rows.columns), self._empty(rows)
             self._weights = torch.zeros(0, self._outputs(rows), dtype=torch.float64)
         self._hold(rows, ~keep)
@@ -143,8 +151,7 @@ class EigenProEstimator(BaseEstimator, ABC):
         state.w[: len(old)] = old
         state.best, state.next = state.w.clone(), state.w.clone()
         self._passes = self._passes + 1
-        checkpoint = Checkpoint(None, "")
-        self._descend(rows, keep, steps, state, Clock.of(self.time_budget), checkpoint, 1)
+        self._descend(rows, keep, steps, state, clock, Checkpoint(None, ""), 1)
 
     def _empty(self, rows: Rows) -> tuple[Tensor, Tensor]:
         return torch.empty(0, rows.columns), torch.empty(0, self._outputs(rows), dtype=torch.float64)
@@ -236,12 +243,14 @@ class EigenProEstimator(BaseEstimator, ABC):
         )  # fmt: skip
         with torch.no_grad():
             state = descent.run(state)
-        self._weights, self.stopped_, self.epochs_ = state.best, state.stopped, state.epoch
+        self._weights, self.epochs_ = state.best, state.epoch
+        self.stopped_ = "interrupted" if clock.interrupted else state.stopped  # perhaps while the kernel was learned
         self.history_ = [(int(epoch), error, seconds) for epoch, error, seconds in state.history]
         self.batch_size_, self.step_size_ = found.batch, found.step * 0.5**state.halvings
         log.info(
-            "%s: %d epochs, stopped by %s, error %.3g", type(self).__name__, state.epoch, state.stopped, state.error
+            "%s: %d epochs, stopped by %s, error %.3g", type(self).__name__, state.epoch, self.stopped_, state.error
         )
+        descent.warn(state, type(self).__name__)
 
     @torch.no_grad()
     def _scores(self, x: Tensor) -> np.ndarray:
@@ -265,27 +274,10 @@ class EigenProEstimator(BaseEstimator, ABC):
         scaled = np.isinf(self.scaler_.scale).any()
         return np.concatenate([self._common(x.numpy()).numpy() if scaled else x.numpy(), scores], 1)
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        check_is_fitted(self, "kernel_")
-        names = [str(n) for n in getattr(self, "feature_names_in_", [])] or None
-        to_spec(self.kernel_)
-        values: dict[str, Any] = {
-            "start": self._start.plain(),
-            "names": names,
-            "stopped": self.stopped_,
-            "history": self.history_,
-        }
-        values["own"] = self.landmarks is None
-        held = dict(zip(("held_x", "held_y"), (v.numpy() for v in self._held), strict=True))
-        return values, {"points": self._points.numpy(), "weights": self._weights.numpy(), **held}
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self._took(self._start)
+        if not parts["own"] and self.landmarks is None:
+            self.landmarks = len(self._points)  # they came as a frame
 
-    def _restore(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        self._took(Start.of(values["start"], None))
-        self.n_features_in_ = len(self._common.centre)
-        if values["names"]:
-            self.feature_names_in_ = np.array(values["names"], dtype=object)
-        self._points, self._weights = torch.tensor(arrays["points"]), torch.tensor(arrays["weights"])
-        self._held = torch.tensor(arrays["held_x"]), torch.tensor(arrays["held_y"])
-        self.landmarks = None if values["own"] else len(self._points)
-        self.stopped_, self.history_ = values["stopped"], [tuple(row) for row in values["history"]]
-        self.epochs_, self._seed = len(self.history_), 0
+    def _pieces(self) -> dict[str, Any]:
+        return {"own": self.landmarks is None}

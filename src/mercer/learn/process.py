@@ -45,6 +45,7 @@ class GaussianProcessRegressor(KernelRegressor):
 
     _profile: bool = False
     _noise_name = "noise"
+    _fitted = ("_roots", "_shares")
 
     def __init__(
         self,
@@ -99,7 +100,8 @@ class GaussianProcessRegressor(KernelRegressor):
         target = StochasticLikelihood(kernel.requires_grad_(True), noise, [part], profile=False)
         target.keep_noise = self.noise is not None
         target.least = max(self._least, FLOOR)
-        Climb(target, clock, 0.7, self.progress, self._spread).run(STEPS)
+        cost = planning.USUAL * len(x) ** 2  # counted where no seconds were given
+        Climb(target, clock, 0.7, self.progress, self._spread, cost=cost).run(STEPS)
         return kernel, math.exp(target.log_noise)
 
     def _solved(
@@ -275,19 +277,3 @@ class GaussianProcessRegressor(KernelRegressor):
         if eval_gradient:
             return (value, slope, error, errors) if return_error else (value, slope)
         return (value, error) if return_error else value
-
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) of the fitted model, with the factors that the variance needs."""
-        values, arrays = super().get_state()
-        more = {f"root.{i}": root.numpy() for i, root in enumerate(self._roots)}
-        if self._shares is not None:
-            more["shares"] = self._shares.numpy()
-        return values, arrays | more
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> GaussianProcessRegressor:
-        """The fitted model that `get_state` described."""
-        found = super().from_state(values, arrays)
-        found._roots = [torch.tensor(arrays[key]) for key in ("root.0", "root.1") if key in arrays]
-        found._shares = torch.tensor(arrays["shares"]) if "shares" in arrays else None
-        return found

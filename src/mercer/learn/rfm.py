@@ -30,6 +30,7 @@ SHARE = 0.6  # of the seconds, for the rounds
 class _Recursive(KernelEstimator, ABC):
     """What both machines do in place of learning lengthscales."""
 
+    _fitted = ("iteration_", "history_")
     learn = True  # a metric is always learned
     metric: str
     power: float
@@ -83,14 +84,6 @@ class _Recursive(KernelEstimator, ABC):
         """M of the squared distance (x - y)^T M (x - y) that the kernel takes, `d d`, for standardised columns."""
         check_is_fitted(self, "kernel_")
         return metric_of(self.kernel_, self.n_features_in_).numpy()
-
-    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        values, arrays = super()._state()
-        return values | {"iteration": self.iteration_, "history": self.history_}, arrays
-
-    def _restore(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        super()._restore(values, arrays)
-        self.iteration_, self.history_ = int(values["iteration"]), [float(v) for v in values["history"]]
 
 
 class RecursiveFeatureMachine(_Recursive, KernelRegressor):

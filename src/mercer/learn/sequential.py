@@ -15,6 +15,8 @@ from mercer.budget import memory_budget
 from mercer.errors import NotPositiveDefiniteError
 from mercer.kernel import Kernel
 from mercer.learn.likelihood import Evidence, Part
+from mercer.learn.likelihoods import Observation
+from mercer.learn.state import record
 from mercer.operators.vecchia import seen, sequence
 
 COPIES = 14  # blocks of the size of a group alive at once, gradients included
@@ -26,6 +28,7 @@ def height(k: int) -> int:
     return int(min(max(memory_budget() // (2 * 8 * COPIES * k * k), 16), MOST))
 
 
+@record
 @dataclass(frozen=True)
 class Observed:
     """What was observed: x: n d, y: n c (means over the rows of each place), shares: their noise in that of a row.
@@ -39,6 +42,28 @@ class Observed:
     rest: Tensor
     free: float = 0.0
     sizes: float = 0.0  # sum of the logarithms of the rows at each place
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Observations: y: n, the place of each, the mean of f, and the model p(y | f)."""
+
+    y: Tensor
+    place: Tensor
+    centre: float
+    model: Observation
+
+    def slopes(self, mean: Tensor, variance: Tensor) -> tuple[float, Tensor, Tensor]:
+        """(sum of E log p(y | f), its slopes in the mean and the variance of each place)."""
+        at = self.place
+        value, first, second = self.model.slopes(
+            self.y[:, None], self.centre + mean[at][:, None], variance[at][:, None]
+        )
+        return (
+            float(value),
+            torch.zeros_like(mean).index_add(0, at, first[:, 0]),
+            torch.zeros_like(mean).index_add(0, at, second[:, 0]),
+        )
 
 
 class Conditionals(Evidence):

@@ -27,9 +27,11 @@ from mercer.learn.arguments import count, positive, psd
 from mercer.learn.ascend import Course, stochastic, whole
 from mercer.learn.inducing import RIDGE, Inducing, Posterior, Seen, settle
 from mercer.learn.landmarks import block_rows
-from mercer.learn.likelihoods import Observation
+from mercer.learn.likelihoods import Observation, observation
 from mercer.learn.plan import Plan
 from mercer.learn.rows import Rows
+from mercer.learn.spherical import SphericalFeatures
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler
 from mercer.learn.tune import Clock, defaults, learn
 
@@ -50,7 +52,7 @@ def planned(m: int, rows: int, outputs: int) -> int:
     return 8 * m * (8 * rows + 10 * m * outputs)
 
 
-class SparseProcess(BaseEstimator, ABC):
+class SparseProcess(Saved, BaseEstimator, ABC):
     """Base of regression and classification on inducing points: not public."""
 
     kernel: Any
@@ -65,6 +67,7 @@ class SparseProcess(BaseEstimator, ABC):
     random_state: Any
     noise: float | None = None
     scaler_: Scaler
+    _fitted = ("kernel_", "noise_", "landmarks_", "bound_", "history_", "plan_", "scaler_", "_q", "_lower")
 
     def _check(self) -> None:
         count("batch_size", self.batch_size, 1)
@@ -85,13 +88,15 @@ class SparseProcess(BaseEstimator, ABC):
         """A kernel learned by least squares on a few rows, landmarks that a random Cholesky picks, and the noise."""
         at = rows.sample(DRAWN)
         x, y = self.scaler_(rows.take(at)), target(at)
-        kernel: Kernel = defaults(rows.columns, True)[1] if self.kernel is None else copy.deepcopy(self.kernel)
+        begin = defaults(rows.columns, True)[1:] if self.kernel is None else [copy.deepcopy(self.kernel)]
+        if self.kernel is None and self._features() is not None:
+            begin = [self.landmarks.kernel(rows.columns)]
+        kernel: Kernel = begin[0]
         warm = observed.warm(y)
         size = warm.std(0, correction=0).clamp_min(1e-12)
         if self.learn and bool((warm != warm[0]).any()):
-            mine = defaults(rows.columns, True)[1:] if self.kernel is None else [kernel]
             found = learn(
-                mine, START if self.noise is None else float(self.noise), x, (warm - warm.mean(0)) / size, clock,
+                begin, START if self.noise is None else float(self.noise), x, (warm - warm.mean(0)) / size, clock,
                 generator, profile=False, keep_noise=self.noise is not None, share=WARM, progress=self.progress,
                 promised=PROMISED,
             )  # fmt: skip
@@ -105,7 +110,8 @@ class SparseProcess(BaseEstimator, ABC):
             )
         kernel.requires_grad_(self.learn)
         observed.requires_grad_(self.learn and self.noise is None)
-        model = Inducing(kernel, self._places(kernel, x, generator), observed, centre, RIDGE if self.learn else 0.0)
+        places, ridge = self._places(kernel, x, generator), RIDGE if self.learn else 0.0
+        model = Inducing(kernel, places, observed, centre, ridge, self._features())
         model.z.requires_grad_(self.learn)
         return model
 
@@ -119,7 +125,8 @@ class SparseProcess(BaseEstimator, ABC):
             if self.noise is None and hasattr(observed, "noise"):
                 observed.noise = max(noise, 1e-6)
             with torch.no_grad():
-                model = Inducing(kernel, self._places(kernel, x, generator), observed, centre, RIDGE)
+                places = self._places(kernel, x, generator)
+                model = Inducing(kernel, places, observed, centre, RIDGE, self._features())
                 seen = model.see(x, y, model.lower())
                 q = Posterior.prior(len(model.z), y.shape[1])
                 bounds.append(settle(model, q, [seen].copy, MOVES, 1e-4 * len(x)).bound)
@@ -140,8 +147,15 @@ class SparseProcess(BaseEstimator, ABC):
         wanted = n if n <= WHOLE else int(self.batch_size)
         return min(n, wanted if room >= wanted else min(room, int(self.batch_size)))
 
+    def _features(self) -> SphericalFeatures | None:
+        return self.landmarks if isinstance(self.landmarks, SphericalFeatures) else None
+
     def _places(self, kernel: Kernel, x: Tensor, generator: torch.Generator) -> Tensor:
         """Where the landmarks begin."""
+        features = self._features()
+        if features is not None:
+            with torch.no_grad():
+                return x[cholesky_landmarks(kernel, x, features.count + features.points, generator)]
         if isinstance(self.landmarks, numbers.Integral) and not isinstance(self.landmarks, bool):
             if int(self.landmarks) < 1:
                 raise ValueError(f"landmarks is {self.landmarks}; expected a number >= 1, or points m d")
@@ -242,3 +256,17 @@ class SparseProcess(BaseEstimator, ABC):
             seen = self._model.see(x, torch.zeros(len(x), 1, dtype=torch.float64), self._lower)
             found.append(self._model.latent(self._q, seen))
         return torch.cat([m for m, _ in found]), torch.cat([v for _, v in found])
+
+    def _pieces(self) -> dict[str, Any]:
+        model = self._model
+        whole = {"centre": model.centre, "ridge": model.ridge, "jitter": model.jitter}
+        return {"observed": dict(model.observed.state_dict()), **whole}
+
+    def _restored(self, parts: dict[str, Any]) -> None:
+        name, dof = getattr(self, "likelihood", "bernoulli"), float(getattr(self, "dof", 4.0))
+        observed = observation(name, START, dof)
+        observed.load_state_dict(parts["observed"])
+        places = torch.from_numpy(self.landmarks_)
+        ridge, features = float(parts["ridge"]), self._features()
+        model = Inducing(self.kernel_, places, observed, parts["centre"], ridge, features)
+        model.jitter, self._model = float(parts["jitter"]), model.requires_grad_(False)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel
 from mercer.learn.landmarks import block_rows
+from mercer.learn.state import record
 from mercer.linalg import Cholesky
 
 KEPT = 20_000  # left-out residuals kept, a uniform draw of all
 
 
+@record
 class Sums:
     """K_mn D K_nm and K_mn D y in float64; f = k(., z) w with (K_mn D K_nm + level (K_mm + jitter I)) w = K_mn D y.
 
@@ -27,6 +30,18 @@ class Sums:
         self.rows = 0
         self.order = middle.new_zeros(0)
         self.where, self.wrong = middle.new_zeros(0, 0), middle.new_zeros(0, outputs)
+
+    def plain(self) -> dict[str, Any]:
+        """What was added so far: numbers and tensors by name."""
+        return {name: value for name, value in vars(self).items() if name != "factor"}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Sums:
+        """The sums that `plain` described."""
+        first = (plain[name] for name in ("kernel", "z", "middle", "level"))
+        found = cls(*first, plain["right"].shape[1], plain["seed"])
+        vars(found).update({name: plain[name] for name in vars(found)})
+        return found
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor, weight: Tensor | None) -> None:

@@ -12,6 +12,7 @@ from scipy.sparse import issparse
 from sklearn.utils.validation import check_array, check_consistent_length, validate_data
 
 from mercer.errors import DataError, MercerWarning, OutlierWarning, ShapeError
+from mercer.learn.state import record
 
 TAIL = 4.0  # robust deviations beyond which a coordinate grows like a logarithm
 FAR, GAP = 100.0, 30.0  # an outlier lies this many deviations out, and this many times further than all others
@@ -94,6 +95,7 @@ def _warn_coarse(table: np.ndarray, names: np.ndarray | None) -> None:
         warnings.warn(MercerWarning(f"{message}; pass it as float64 or subtract an offset"), stacklevel=4)
 
 
+@record
 @dataclass(frozen=True)
 class Scaler:
     """Columns to robust deviations from the median, tails beyond 4 deviations pressed to a logarithm."""
@@ -134,6 +136,15 @@ class Scaler:
         return z.clamp(-TAIL, TAIL) + z.sign() * (z.abs() - TAIL).clamp_min(0).log1p()
 
 
+def deviation(y: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Of each column of y: n c from its centre, NaN left out; of numbers, too, whose squares are none."""
+    far = y - centre
+    unit = np.nanmax(np.abs(far), 0)
+    unit = np.where(unit > 0, unit, 1.0)
+    return unit * np.sqrt(np.nanmean(np.square(far / unit), 0))
+
+
+@record
 @dataclass(frozen=True)
 class Target:
     """y to mean 0 and deviation 1 for each output, `n c`, and back."""
@@ -148,9 +159,7 @@ class Target:
             return cls(np.zeros(y.shape[1]), np.ones(y.shape[1])), torch.from_numpy(y.copy())
         y = np.stack([_clip(column, i) for i, column in enumerate(y.T)], 1)
         centre = y.mean(0)
-        unit = np.abs(y - centre).max(0)  # squares of very small numbers vanish
-        unit = np.where(unit > 0, unit, 1.0)
-        scale = unit * np.sqrt(np.mean(np.square((y - centre) / unit), 0))
+        scale = deviation(y, centre)
         tiny = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max(0)
         scale = np.where(tiny, 1.0, scale)
         found = cls(centre, scale)

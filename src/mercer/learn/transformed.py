@@ -25,6 +25,7 @@ from mercer.errors import DataError, ShapeError, StructureError
 from mercer.learn.answers import as_given
 from mercer.learn.arguments import count, positive, psd
 from mercer.learn.plan import Plan
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, Target, plain, read, refuse_words
 from mercer.learn.transforms import ALPHAS, STRENGTHS, Pairs, Ridge, Spread, Transform, nearby, products
 
@@ -37,7 +38,7 @@ ALPHA = 1e-2
 FEW, EACH = 10, 3  # labelled rows, and of each class, below which nothing is chosen by them
 
 
-class _Transformed(BaseEstimator, ABC):
+class _Transformed(Saved, BaseEstimator, ABC):
     """What regression and classification share: not public."""
 
     kernel: Any
@@ -49,6 +50,7 @@ class _Transformed(BaseEstimator, ABC):
     rank: int | None
     standardize: bool | None
     random_state: Any
+    _fitted = ("kernel_", "alpha_", "strength_", "plan_", "scaler_", "transduction_", "_spread", "_weights")
 
     def _check(self) -> None:
         positive("alpha", self.alpha)
@@ -162,6 +164,8 @@ class TransformedKernelRidge(RegressorMixin, _Transformed):
     Error: of pca, eigenpairs beyond rank count as zero; plan_ says what s makes of the last. Source [zhai2024].
     """
 
+    _fitted = ("target_", "_vector")
+
     def __init__(
         self,
         kernel: Any = None,
@@ -224,6 +228,8 @@ class TransformedKernelClassifier(ClassifierMixin, _Transformed):
     Fitted: classes_, kernel_, alpha_, strength_, transduction_ (labels of the rows of fit), plan_.
     Raises DataError when fewer than two classes are labelled. Source [zhai2024].
     """
+
+    _fitted = ("classes_", "_share")
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from mercer.errors import ConvergenceWarning
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian
 from mercer.learn.solve import FOLDS, run_cg
+from mercer.learn.state import record
 from mercer.linalg import CG, randomised_eigenpairs
 from mercer.operator import Cost, Operator
 from mercer.operators.shifted import Shifted
@@ -52,6 +53,7 @@ class Transform:
         return cls(lambda v: sum((c * v ** (p + 1) for p, c in enumerate(terms)), torch.zeros_like(v)), strength, terms)
 
 
+@record
 class Spread(Operator):
     """K / n on all rows; with `level`, each row divided by the root of the mean of its kernel values: a random walk.
 
@@ -64,6 +66,17 @@ class Spread(Operator):
         ones = torch.ones(n, 1, dtype=x.dtype)
         self.root = (self.k.matmul(ones) / n).rsqrt() if level else ones
         self.shape, self.dtype, self.device, self.claims = torch.Size([n, n]), x.dtype, x.device, PSD
+
+    def plain(self) -> dict[str, Any]:
+        """What it is made of, the means of the rows too."""
+        return {"kernel": self.kernel, "x": self.x, "level": self.level, "root": self.root}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Spread:
+        """What `plain` described."""
+        found = cls(plain["kernel"], plain["x"], False)  # with no means: they are known
+        found.level, found.root = plain["level"], plain["root"]
+        return found
 
     def matmul(self, v: Tensor) -> Tensor:
         return self.root * self.k.matmul(self.root * v) / len(self.x)

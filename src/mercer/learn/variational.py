@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from abc import ABC
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,53 +20,24 @@ from mercer.learn.answers import as_given
 from mercer.learn.likelihoods import Bernoulli, observation
 from mercer.learn.rows import Rows
 from mercer.learn.sparse import START, SparseProcess
-from mercer.learn.table import Scaler, Target
+from mercer.learn.table import Scaler, Target, deviation
 
 
-class VariationalGaussianProcess(RegressorMixin, SparseProcess):
-    """Gaussian process regression on inducing points: q(u) = N(m, S) at m landmarks, learned by the evidence bound.
+class SparseRegressor(RegressorMixin, SparseProcess, ABC):
+    """Base of regression on inducing points: not public."""
 
-    likelihood: "gaussian", "student_t" (heavy tails; dof > 2 is held) or "poisson" (counts, rate exp(f)). kernel: a psd
-    Kernel, or None: a variance times Matern 5/2 or Gaussian, a lengthscale for each column. noise: > 0, variance (or
-    squared scale) of standardised y; None: learned. landmarks: how many, or points m d. batch_size, epochs: above 4,000
-    rows. tolerance: rise of the bound, in nats for each row, below which learning ends.
-    Fitted: kernel_, noise_, landmarks_ (scaled units), bound_ (ELBO of scaled y, never above the log evidence),
-    history_, plan_. Cost: about 12 n m^2 flops a step or an epoch; m^2 numbers beside the batch, whatever n.
-    Error: of q, in KL, the evidence less bound_; none with Gaussian noise and all rows as landmarks.
-    Source [titsias2009], [hensman2013], [hensman2015], [salimbeni2018].
-    """
-
+    likelihood: str = "gaussian"
+    dof: float = 4.0
     target_: Target
     _vector: bool
-
-    def __init__(
-        self,
-        kernel: Any = None,
-        likelihood: str = "gaussian",
-        *,
-        noise: float | None = None,
-        dof: float = 4.0,
-        landmarks: Any = 300,
-        batch_size: int = 1000,
-        epochs: int = 20,
-        learn: bool = True,
-        standardize: bool | None = None,
-        tolerance: float = 1e-3,
-        time_budget: float | None = None,
-        progress: Any = None,
-        random_state: Any = None,
-    ):
-        self.kernel, self.likelihood, self.noise, self.dof = kernel, likelihood, noise, dof
-        self.landmarks, self.batch_size, self.epochs, self.learn = landmarks, batch_size, epochs, learn
-        self.standardize, self.tolerance, self.time_budget = standardize, tolerance, time_budget
-        self.progress, self.random_state = progress, random_state
+    _fitted = ("target_", "_vector")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
-    def fit(self, X: Any, y: Any) -> VariationalGaussianProcess:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn from X: n d and y: n or n c, arrays or memory maps. Raises DataError naming the first NaN."""
         self._check()
         if self.likelihood == "bernoulli":
@@ -97,9 +69,10 @@ class VariationalGaussianProcess(RegressorMixin, SparseProcess):
         """Mean and deviation, or what outliers do not move: the median and the quartiles."""
         if self.likelihood == "student_t":
             low, centre, high = np.percentile(y, [25, 50, 75], axis=0)
-            scale = np.where(high > low, (high - low) / 1.349, y.std(0))
+            scale = np.where(high > low, (high - low) / 1.349, deviation(y, centre))
         else:
-            centre, scale = y.mean(0), y.std(0)
+            centre = y.mean(0)
+            scale = deviation(y, centre)
         tiny = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max(0)
         return Target(centre, np.where(tiny, 1.0, scale))
 
@@ -150,41 +123,16 @@ class VariationalGaussianProcess(RegressorMixin, SparseProcess):
         return as_given(X, (each - np.log(self.target_.scale)).sum(1))
 
 
-class VariationalGaussianProcessClassifier(ClassifierMixin, SparseProcess):
-    """Gaussian process classification on inducing points: p(y = 1 | f) = Phi(f), Phi the normal distribution function.
+class SparseClassifier(ClassifierMixin, SparseProcess, ABC):
+    """Base of classification on inducing points: not public."""
 
-    Two classes have one f; of more, each has its own against all others, and their chances are divided by their sum.
-    Parameters as in VariationalGaussianProcess. Fitted: classes_, kernel_, landmarks_, bound_, history_, plan_.
-    Cost: that of VariationalGaussianProcess with one output for each class beyond two, and Gauss-Hermite sums.
-    Error: of q, in KL, the evidence less bound_; that of one against all others is not bounded.
-    Source [hensman2015, sec. 4], [salimbeni2018].
-    """
+    classes_: np.ndarray
+    _fitted = ("classes_",)
 
-    def __init__(
-        self,
-        kernel: Any = None,
-        *,
-        landmarks: Any = 300,
-        batch_size: int = 1000,
-        epochs: int = 20,
-        learn: bool = True,
-        standardize: bool | None = None,
-        tolerance: float = 1e-3,
-        time_budget: float | None = None,
-        progress: Any = None,
-        random_state: Any = None,
-    ):
-        self.kernel, self.landmarks, self.batch_size, self.epochs, self.learn = (
-            kernel,
-            landmarks,
-            batch_size,
-            epochs,
-            learn,
-        )
-        self.standardize, self.tolerance, self.time_budget = standardize, tolerance, time_budget
-        self.progress, self.random_state = progress, random_state
+    def _scaling(self, rows: Rows) -> Scaler:
+        return Scaler.fit(rows.take(rows.sample()))
 
-    def fit(self, X: Any, y: Any) -> VariationalGaussianProcessClassifier:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn from X: n d and labels y: n. Raises DataError when there is one class only."""
         self._check()
         rows = Rows.read(self, X, y, reset=True, classes=True)
@@ -201,7 +149,7 @@ class VariationalGaussianProcessClassifier(ClassifierMixin, SparseProcess):
         many = len(self.classes_)
         if many < 2:
             raise DataError(f"y holds one class only ({self.classes_.tolist()[0]!r}); a classifier needs at least two")
-        self.scaler_ = Scaler.fit(rows.take(rows.sample())) if self._ours() else Scaler.identity(rows.columns)
+        self.scaler_ = self._scaling(rows) if self._ours() else Scaler.identity(rows.columns)
         share = np.bincount(codes, minlength=many)[1 if many == 2 else 0 :] / len(codes)
         moves = self._ours() or self.learn
         centre = torch.from_numpy(ndtri(share)) if moves else torch.zeros(len(share), dtype=torch.float64)
@@ -241,3 +189,74 @@ class VariationalGaussianProcessClassifier(ClassifierMixin, SparseProcess):
             raise DataError(f"label {unknown[0]!r} was not learned; classes_ has {self.classes_.tolist()}")
         picked = found[np.arange(len(labels)), [place[label] for label in labels]]
         return as_given(X, np.log(np.maximum(picked, 1e-300)))
+
+
+class VariationalGaussianProcess(SparseRegressor):
+    """Gaussian process regression on inducing points: q(u) = N(m, S) at m landmarks, learned by the evidence bound.
+
+    likelihood: "gaussian", "student_t" (heavy tails; dof > 2 is held) or "poisson" (counts, rate exp(f)). kernel: a psd
+    Kernel, or None: a variance times Matern 5/2 or Gaussian, a lengthscale for each column. noise: > 0, variance (or
+    squared scale) of standardised y; None: learned. landmarks: how many, or points m d. batch_size, epochs: above 4,000
+    rows. tolerance: rise of the bound, in nats for each row, below which learning ends.
+    Fitted: kernel_, noise_, landmarks_ (scaled units), bound_ (ELBO of scaled y, never above the log evidence),
+    history_, plan_. Cost: about 12 n m^2 flops a step or an epoch; m^2 numbers beside the batch, whatever n.
+    Error: of q, in KL, the evidence less bound_; none with Gaussian noise and all rows as landmarks.
+    Source [titsias2009], [hensman2013], [hensman2015], [salimbeni2018].
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        likelihood: str = "gaussian",
+        *,
+        noise: float | None = None,
+        dof: float = 4.0,
+        landmarks: Any = 300,
+        batch_size: int = 1000,
+        epochs: int = 20,
+        learn: bool = True,
+        standardize: bool | None = None,
+        tolerance: float = 1e-3,
+        time_budget: float | None = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.likelihood, self.noise, self.dof = kernel, likelihood, noise, dof
+        self.landmarks, self.batch_size, self.epochs, self.learn = landmarks, batch_size, epochs, learn
+        self.standardize, self.tolerance, self.time_budget = standardize, tolerance, time_budget
+        self.progress, self.random_state = progress, random_state
+
+
+class VariationalGaussianProcessClassifier(SparseClassifier):
+    """Gaussian process classification on inducing points: p(y = 1 | f) = Phi(f), Phi the normal distribution function.
+
+    Two classes have one f; of more, each has its own against all others, and their chances are divided by their sum.
+    Parameters as in VariationalGaussianProcess. Fitted: classes_, kernel_, landmarks_, bound_, history_, plan_.
+    Cost: that of VariationalGaussianProcess with one output for each class beyond two, and Gauss-Hermite sums.
+    Error: of q, in KL, the evidence less bound_; that of one against all others is not bounded.
+    Source [hensman2015, sec. 4], [salimbeni2018].
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        *,
+        landmarks: Any = 300,
+        batch_size: int = 1000,
+        epochs: int = 20,
+        learn: bool = True,
+        standardize: bool | None = None,
+        tolerance: float = 1e-3,
+        time_budget: float | None = None,
+        progress: Any = None,
+        random_state: Any = None,
+    ):
+        self.kernel, self.landmarks, self.batch_size, self.epochs, self.learn = (
+            kernel,
+            landmarks,
+            batch_size,
+            epochs,
+            learn,
+        )
+        self.standardize, self.tolerance, self.time_budget = standardize, tolerance, time_budget
+        self.progress, self.random_state = progress, random_state

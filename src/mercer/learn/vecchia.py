@@ -23,7 +23,7 @@ from mercer.learn.answers import as_given
 from mercer.learn.arguments import count, positive, psd
 from mercer.learn.copies import Repeats
 from mercer.learn.sequential import COPIES, Conditionals, Nearby, Observed, height
-from mercer.learn.spec import from_spec, to_spec
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, Target, read
 from mercer.learn.tune import Climb, Clock, learn
 
@@ -36,7 +36,7 @@ SPREAD = 5.0  # of the prior of log lengthscales: thousands of conditionals need
 CALIBRATED = 20_000  # rows left out to make intervals
 
 
-class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
+class VecchiaGaussianProcess(RegressorMixin, Saved, BaseEstimator):
     """Gaussian process regression by Vecchia's likelihood of the responses: y = f(x) + e, f ~ GP(0, k), any n.
 
     log p(y) = sum_i log p(y_i | y of its nearest earlier rows), coarse to fine in the kernel's own coordinates.
@@ -48,6 +48,8 @@ class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
     Error: rows beyond the nearest are ignored; more noise needs more neighbours.
     Source [vecchia1988], [katzfuss2021], [schafer2021, thm. 2.1].
     """
+
+    _fitted = ("kernel_", "noise_", "plan_", "scaler_", "target_", "_vector", "_data", "_rows", "_scores")
 
     def __init__(
         self,
@@ -161,11 +163,11 @@ class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
         self._scores = ((true[rows] - mean).abs() / (variance + self.noise_).sqrt()[:, None]).sort(0).values.numpy()
 
     def _predicted(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, variance of f), `n c` both, in units of y."""
+        """(mean `n c` in units of y, variance of f `n 1` on the common scale: squares of units may be no numbers)."""
         check_is_fitted(self, "kernel_")
         x = self.scaler_(read(self, X, reset=False)[0])
         mean, variance = self._near.predict(x, min(self.neighbours, len(self._data.x)))
-        return self.target_.back(mean.numpy()), variance.numpy()[:, None] * self.target_.scale**2
+        return self.target_.back(mean.numpy()), variance.numpy()[:, None]
 
     def _shaped(self, X: Any, values: np.ndarray) -> Any:
         return as_given(X, values[:, 0] if self._vector else values)
@@ -185,7 +187,7 @@ class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
             full = covariance.numpy()[..., None] * self.target_.scale**2
             return self._shaped(X, self.target_.back(mean.numpy())), as_given(X, full[..., 0] if self._vector else full)
         found, variance = self._predicted(X)
-        return (self._shaped(X, found), self._shaped(X, np.sqrt(variance))) if return_std else self._shaped(X, found)
+        return (self._shaped(X, found), self._shaped(X, np.sqrt(variance) * self.target_.scale)) if return_std else self._shaped(X, found)
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """(lower, upper) that hold a new y with this chance: predicted deviations, times what left-out rows ask for."""
@@ -195,15 +197,15 @@ class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
         n = len(self._scores)
         place = math.ceil((n + 1) * coverage)
         q = self._scores[place - 1] if place <= n else np.full(mean.shape[1], np.inf)
-        half = q * np.sqrt(variance + self.noise_ * self.target_.scale**2)
+        half = q * np.sqrt(variance + self.noise_) * self.target_.scale
         return self._shaped(X, mean - half), self._shaped(X, mean + half)
 
     def log_predictive_density(self, X: Any, y: Any) -> Any:
         """log p(y | its nearest rows) at new X: q d and y: q or q c, noise included, of the shape of y."""
         mean, variance = self._predicted(X)
         target = np.asarray(read(self, X, y, reset=False)[1], dtype=np.float64).reshape(mean.shape)
-        whole = variance + self.noise_ * self.target_.scale**2
-        return self._shaped(X, -0.5 * ((target - mean) ** 2 / whole + np.log(2 * np.pi * whole)))
+        root = np.sqrt(variance + self.noise_) * self.target_.scale
+        return self._shaped(X, -0.5 * (((target - mean) / root) ** 2 + math.log(2 * math.pi)) - np.log(root))
 
     def log_marginal_likelihood(self, theta: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
         """log p(y | X, theta) by all conditionals of the (standardised) rows, summed over outputs; with its gradient.
@@ -219,30 +221,5 @@ class VecchiaGaussianProcess(RegressorMixin, BaseEstimator):
         value, slope = target.evaluate(gradient=eval_gradient)
         return (value, slope) if eval_gradient else value
 
-    def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON-able values, arrays) of the fitted model: no pickle needed to store it."""
-        check_is_fitted(self, "kernel_")
-        data = self._data
-        values = {
-            "kernel": to_spec(self.kernel_), "noise": self.noise_, "neighbours": int(self.neighbours),
-            "vector": self._vector, "plan": self.plan_.as_dict(), "free": data.free, "sizes": data.sizes,
-        }  # fmt: skip
-        return values, {
-            "x": data.x.numpy(), "y": data.y.numpy(), "shares": data.shares.numpy(), "rest": data.rest.numpy(),
-            "x_centre": self.scaler_.centre, "x_scale": self.scaler_.scale, "y_centre": self.target_.centre,
-            "y_scale": self.target_.scale, "scores": self._scores,
-        }  # fmt: skip
-
-    @classmethod
-    def from_state(cls, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> VecchiaGaussianProcess:
-        """The fitted model that `get_state` described; constructor arguments are the defaults."""
-        found = cls(neighbours=int(values["neighbours"]))
-        found.kernel_, found.noise_ = from_spec(values["kernel"]).requires_grad_(False), float(values["noise"])
-        found._vector, found.plan_ = bool(values["vector"]), planning.Plan(**values["plan"])
-        x, y, shares, rest = (torch.tensor(arrays[name]) for name in ("x", "y", "shares", "rest"))
-        found._data = Observed(x, y, shares, rest, float(values["free"]), float(values["sizes"]))
-        found.scaler_ = Scaler(np.array(arrays["x_centre"]), np.array(arrays["x_scale"]))
-        found.target_ = Target(np.array(arrays["y_centre"]), np.array(arrays["y_scale"]))
-        found._scores, found.n_features_in_ = np.array(arrays["scores"]), x.shape[1]
-        found._serve()
-        return found
+    def _restored(self, parts: dict[str, Any]) -> None:
+        self._serve()
