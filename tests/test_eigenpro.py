@@ -55,6 +55,7 @@ CHECKED = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:EigenPro.* stopped by epochs:mercer.errors.ConvergenceWarning")  # few are asked for
 @parametrize_with_checks(CHECKED)
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -345,6 +346,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.filterwarnings("ignore:EigenPro.* stopped by epochs:mercer.errors.ConvergenceWarning")  # few are asked for
 @pytest.mark.parametrize("kind", ["own", "apart", "log"])
 def test_killed_fits_end_as_if_they_had_not_been(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after k savings, for several k, also in the middle of epochs; learned kernels are kept as well."""
@@ -457,6 +459,7 @@ def test_bad_centres_and_labels_are_named() -> None:
         EigenProRegressor(Gaussian(1.0), 5, learn=False).fit(x, y)
 
 
+@pytest.mark.filterwarnings("ignore:EigenPro.* stopped by epochs:mercer.errors.ConvergenceWarning")  # few are asked for
 @pytest.mark.parametrize("landmarks", [300, None])
 def test_smooth_kernels_are_not_flattened_beyond_what_a_batch_bears(landmarks: int | None) -> None:
     """Hundreds of directions with a tiny tail leave eight steps an epoch nothing to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mercer.errors import ConvergenceWarning
 from mercer.learn.checkpoint import Checkpoint
+from mercer.learn.clock import Clock
 from mercer.learn.precondition import Own, Pace, Steps
-from mercer.learn.tune import Clock, Progress
+from mercer.learn.tune import Progress
 
 log = logging.getLogger("mercer")
 
@@ -24,6 +27,8 @@ GAIN = 1e-3  # of the held-out error: less is no progress
 STILL = 1e-6  # predictions that moved less than this in an epoch have arrived
 WORSE = 2.0  # times the best error: a step was too long
 HALVINGS = 12
+FELL = 0.01  # of the held-out error in the last epoch: more is worth a warning
+FEWER = {"epochs": "epochs", "time": "time_budget"}  # ends that more of this would have put off
 Batch = tuple[np.ndarray, Tensor, Tensor, Tensor | None]  # rows, x: m d float32, y: m c, places among the landmarks
 
 
@@ -164,6 +169,20 @@ class Descent:
         self._save(state, now=True)
         return state
 
+    def warn(self, state: State, who: str) -> None:
+        """Say so where the end came while the held-out error still fell."""
+        if state.stopped not in FEWER or not self.held or self.epochs < 2 or len(state.history) < 2:
+            return
+        before, last = (float(error) for _, error, _ in state.history[-2:])
+        if last > state.error or last > (1 - FELL) * before:
+            return
+        name = FEWER[state.stopped]
+        message = (
+            f"{who} stopped by {name} after {state.epoch} epochs while the held-out error still fell (by "
+            f"{100 * (1 - last / before):.2g} % in the last one, to {last:.3g}); raise {name}"
+        )
+        warnings.warn(ConvergenceWarning(message, last, state.epoch), stacklevel=5)
+
     def _save(self, state: State, now: bool = False) -> None:
         again = state.stopped in ("", "epochs", "time")  # more patience goes on from here
         values = {**self.kept, **state.values(), "stopped": "" if again else state.stopped}
@@ -176,7 +195,7 @@ class Descent:
         for place, batch in enumerate(self.batches(state.epoch)):
             if place < state.done:
                 continue
-            if self.clock.over() and self.clock.seconds is not None and (state.history or place):
+            if self.clock.seconds is not None and self.clock.used() > self.clock.seconds and (state.history or place):
                 return False
             self._step(state, batch)
             state.done = place + 1

@@ -12,8 +12,8 @@ from torch import Tensor
 from mercer.budget import memory_budget
 from mercer.kernel import Kernel
 from mercer.learn.calibrate import Calibration, log_chances
+from mercer.learn.clock import Clock, one_thread
 from mercer.learn.metric import stretched
-from mercer.learn.tune import UNTOLD, Clock, one_thread
 from mercer.learn.unseen import spread
 
 ROWS, FEW, LANDMARKS = 2000, 300, 600  # rows and landmarks of the search, landmarks of the fit
@@ -152,7 +152,7 @@ def fit(
     if found > HOPE * usual:
         return None
     m = min(LANDMARKS, len(x))
-    seconds = max((UNTOLD if clock.seconds is None else clock.seconds) - clock.used(), 1.0)
+    seconds = max(clock.limit() - clock.gone(), 1.0)
     most = int(min(MOST, memory_budget() / 24, 0.5 * seconds * RATE / classes) / m)
     rows = torch.randperm(len(x), generator=generator)[: max(most, ROWS)]
     x, codes = x[rows], codes[rows.numpy()]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mercer.kernel import Kernel
-from mercer.learn.tune import Clock, Pair, one_thread
+from mercer.learn.clock import Clock, one_thread
+from mercer.learn.tune import Pair
 
 ROWS = 1000
 SHARES, STRETCH = (1.0, 0.5, 0.0), (1.0, 2.0, 4.0)

@@ -234,6 +234,8 @@ def open_fit(
     if saved is None:
         rows.refuse_gaps()
         found = task(model, rows, weight, model.time_budget, seed, codes, classes)
+        clock.interrupted = found.start.interrupted
+        file = Checkpoint(None, "") if clock.interrupted else file  # who comes back learns all of the kernel
         fit = Fit(found, clock, file, ({}, {}) if model.checkpoint is None else frozen(model, found), None)
         fit.file.save(*fit.frozen, now=True)
         return fit

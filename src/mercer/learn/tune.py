@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor
 from mercer.errors import NotPositiveDefiniteError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian, Laplace, Matern, Scaled
+from mercer.learn.clock import Clock, Room, quickest
 from mercer.learn.likelihood import LEAST, Evidence, Likelihood, Part
 
 log = logging.getLogger("mercer")
@@ -26,33 +25,9 @@ SMALL, FIRST, LAST = 250, 500, 1000  # rows when time is short, for the first si
 PROMISED = 15  # gradients that each candidate gets, whatever the time
 HASTY, RECENT, MUCH = 20, 5, 0.01  # hardly learned: fewer gradients, the latest 5 gained 0.01 nats for each row
 WORTH = 12  # steps that must fit in the time for more rows to be worth it
-GROWTH = 2.5  # power of the rows with which the time of a step grows
-UNTOLD = 40.0  # seconds of a fit when nobody said
 SPREAD = 1.0  # deviation of the prior of a log lengthscale around that of the median distance
 Progress = Callable[[str, float], object]
 Pair = tuple[Kernel, float]  # a kernel and its noise
-
-
-@dataclass
-class Clock:
-    """Seconds left, and whether the user interrupted."""
-
-    seconds: float | None
-    start: float
-    interrupted: bool = False
-
-    @classmethod
-    def of(cls, seconds: float | None) -> Clock:
-        return cls(seconds, time.perf_counter())
-
-    def used(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.start
-
-    def over(self, share: float = 1.0) -> bool:
-        """Whether this share of the seconds is used up (None: share of 40), or the user interrupted."""
-        limit = UNTOLD if self.seconds is None else self.seconds
-        return self.interrupted or self.used() > share * limit
 
 
 @dataclass(frozen=True)
@@ -108,14 +83,14 @@ def parts(x: Tensor, y: Tensor, rows: int, generator: torch.Generator, *noise: T
 
 
 class Climb:
-    """One ascent: remembers the best point, adds the prior, stops on time."""
+    """One ascent: remembers the best point, adds the prior, stops on time. cost: of a step, counted without seconds."""
 
     def __init__(
         self, target: Evidence, clock: Clock, share: float, progress: Progress | None, spread: float,
-        promised: int = 0,
+        promised: int = 0, cost: float = 0.0,
     ):  # fmt: skip
         self.target, self.clock, self.share, self.progress = target, clock, share, progress
-        self.spread, self.steps, self.promised, self.ended = spread, 0, promised, False
+        self.spread, self.steps, self.promised, self.ended, self.cost = spread, 0, promised, False, cost
         self.gained: list[float] = []
         self.best, self.at = -math.inf, target.theta
         names = [(n, p.numel()) for n, p in target.named]
@@ -127,6 +102,7 @@ class Climb:
         if stop and self.best > -math.inf:
             raise _Stop
         self.steps += 1
+        self.clock.count(self.cost)
         try:
             value, slope = self.target.evaluate(theta)
         except NotPositiveDefiniteError:
@@ -186,52 +162,6 @@ def _start(
     return target
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread inside: eigendecompositions of a thousand rows gain nothing from more, and lose on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _quickest(target: Likelihood) -> Iterator[float]:
-    """One thread inside, where that is faster: matrices of a few hundred rows on a busy machine wait for each other.
-
-    Gives the seconds of one step.
-    """
-    threads = torch.get_num_threads()
-    seconds = {}
-    for count in {1, threads}:
-        torch.set_num_threads(count)
-        start = time.perf_counter()
-        target.evaluate()
-        seconds[count] = time.perf_counter() - start
-    torch.set_num_threads(min(seconds, key=lambda count: seconds[count]))
-    try:
-        yield min(seconds.values())
-    finally:
-        torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class _Time:
-    """What fits in the seconds left. step: seconds of a gradient on `rows` rows."""
-
-    clock: Clock
-    share: float
-    step: float
-    rows: int
-
-    def fits(self, rows: int, steps: float) -> bool:
-        """Whether so many steps on so many rows fit in the share of the clock."""
-        limit = self.share * (UNTOLD if self.clock.seconds is None else self.clock.seconds) - self.clock.used()
-        return steps * self.step * (rows / self.rows) ** GROWTH <= limit
-
-
 def _likeliest(known: Sequence[Pair], rows: Sequence[Part], profile: bool) -> list[Pair]:
     """Kernels learned elsewhere, the likeliest on these rows first."""
 
@@ -258,10 +188,10 @@ def learn(
     """
     few = parts(x, y, FIRST, generator, *shares)
     some: list[Part] = [tuple(v[:SMALL] for v in few[0])]
-    with _quickest(Likelihood(copy.deepcopy(candidates[0]), noise, some, profile)) as step:
-        time_left = _Time(clock, share, step, len(some[0][0]))
+    with quickest(Likelihood(copy.deepcopy(candidates[0]), noise, some, profile).evaluate, clock) as step:
+        room = Room(clock, share, step, len(some[0][0]), x.shape[1])
         starts = 3 * len(candidates)  # a common factor costs about half a step
-        if not time_left.fits(min(len(x), FIRST), starts + WORTH * len(candidates)):
+        if not room.fits(min(len(x), FIRST), starts + WORTH * len(candidates)):
             few = some
         known = _likeliest(known, few, profile)
         climbs: list[tuple[float, Likelihood, Climb]] = []
@@ -274,16 +204,18 @@ def learn(
             else:
                 target = _start(copy.deepcopy(candidates[place]), noise, few, profile, keep_noise, least)
             until = share * 0.75 * (place + 1 + bool(known)) / (len(candidates) + bool(known))
-            climb = Climb(target, clock, until, progress, spread, promised)
+            cost = sum(room.seconds(len(part[0])) for part in few)
+            climb = Climb(target, clock, until, progress, spread, promised, cost)
             climbs.append((climb.run(25), target, climb))
             if clock.interrupted:
                 break
         value, target, climb = max(climbs, key=lambda found: found[0])
         steps, settled = climb.steps, climb.settled()
-        rows = next((r for r in (LAST, FIRST) if time_left.fits(min(r, len(x)), WORTH)), 0)
+        rows = next((r for r in (LAST, FIRST) if room.fits(min(r, len(x)), WORTH)), 0)
         if not clock.interrupted and rows and len(x) > len(few[0][0]):
             target.parts = parts(x, y, rows, generator, *shares)
-            climb = Climb(target, clock, share, progress, spread)
+            cost = sum(room.seconds(len(part[0])) for part in target.parts)
+            climb = Climb(target, clock, share, progress, spread, 0, cost)
             value, steps, settled = climb.run(40), steps + climb.steps, climb.settled()
     log.info("learned %r, noise %.3g", target.kernel, math.exp(target.log_noise))
     return Learned(target.kernel, math.exp(target.log_noise), value, steps, settled, known)

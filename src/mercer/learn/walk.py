@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mercer.learn.clock import Clock
 from mercer.learn.passes import Passes
-from mercer.learn.tune import Clock, Progress
+from mercer.learn.tune import Progress
 from mercer.learn.whitening import Whitening
 from mercer.linalg.cg import Conjugate
 
@@ -38,7 +39,7 @@ class Patience:
 
     def late(self) -> bool:
         """Whether the seconds that were given are over; without any a fit takes what it takes."""
-        return self.clock.seconds is not None and self.clock.over()
+        return self.clock.seconds is not None and self.clock.used() > self.clock.seconds
 
 
 class Walk:
