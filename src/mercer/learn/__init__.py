@@ -5,6 +5,7 @@ from mercer.learn.cluster import KernelKMeans, KernelSpectralClustering
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.eigenpro import EigenProClassifier, EigenProRegressor
 from mercer.learn.falkon import FalkonRegressor
+from mercer.learn.interpolate import InterpolatedClassifier
 from mercer.learn.latent import LatentVecchiaProcess
 from mercer.learn.logodds import FalkonClassifier
 from mercer.learn.margins import KernelMeanClassifier, KernelSVC
@@ -16,6 +17,7 @@ from mercer.learn.pca import KernelPCA
 from mercer.learn.process import GaussianProcessRegressor
 from mercer.learn.rfm import RecursiveFeatureClassifier, RecursiveFeatureMachine
 from mercer.learn.ridge import KernelRidge
+from mercer.learn.smoother import KernelSmootherClassifier, KernelSmootherRegressor
 from mercer.learn.spectral import SpectralRegressor
 from mercer.learn.transformed import TransformedKernelClassifier, TransformedKernelRidge
 from mercer.learn.variational import VariationalGaussianProcess, VariationalGaussianProcessClassifier
@@ -27,6 +29,7 @@ __all__ = [
     "FalkonClassifier",
     "FalkonRegressor",
     "GaussianProcessRegressor",
+    "InterpolatedClassifier",
     "KernelClassifier",
     "KernelKMeans",
     "KernelMeanClassifier",
@@ -34,6 +37,8 @@ __all__ = [
     "KernelPCA",
     "KernelRidge",
     "KernelSVC",
+    "KernelSmootherClassifier",
+    "KernelSmootherRegressor",
     "KernelSpectralClustering",
     "LatentVecchiaProcess",
     "LocalConformal",
