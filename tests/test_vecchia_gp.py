@@ -293,6 +293,7 @@ def test_above_what_is_held_probes_and_nearby_sites_come_close(monkeypatch: pyte
     np.testing.assert_allclose(found[1], other[1], rtol=0.2, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:LatentVecchiaProcess stopped by time_budget")
 def test_learning_raises_the_bound_and_heavy_tails_survive_outliers() -> None:
     x, f, y = field(120, 0.01)
     y[::12] += 5.0

@@ -23,6 +23,7 @@ from mercer.operators.vecchia import seen, sequence
 JITTER = 1e-9  # of the kernel's diagonal: f is continuous, and points may nearly coincide
 EACH = 3  # nearest places of each member that its group is shown
 EXACT = 3000  # places up to which q's covariance is held
+DENSE = 800  # places up to which the mean is solved for without iterations
 PROBES = 32  # random signs that stand for all directions above
 ROUNDS, STEPS = 60, 6  # of sites; of the posterior's root for given sites
 SOLVED = 1e-10  # residual of the mean
@@ -236,8 +237,13 @@ class DoubleKL:
         return _solve(self.pattern, self._packed(v), torch.eye(len(v), dtype=torch.float64), transposed=True)
 
     def _mean(self, v: Tensor) -> Tensor:
-        """(U U^T + diag(precision))^-1 pulled, by conjugate gradients that V preconditions."""
+        """(U U^T + diag(precision))^-1 pulled, by Cholesky, or by conjugate gradients that V preconditions."""
         n, pattern = len(self.x), self.pattern
+        if n <= DENSE:
+            full = torch.zeros(n, n, dtype=torch.float64).index_put((pattern.rows, pattern.cols), self._packed(self.u))
+            lower, info = torch.linalg.cholesky_ex(full @ full.mT + torch.diag(self.precision))
+            if not info:
+                return torch.cholesky_solve(self.pulled[:, None], lower)[:, 0]
         u = Sparse(self._packed(self.u), pattern.rows, pattern.cols, (n, n))
         whole = Composed(u, u.mT) + Diagonal(self.precision)
         whole.claims = PSD
