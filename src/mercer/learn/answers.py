@@ -42,6 +42,11 @@ class IntervalRegressor(RegressorMixin, ABC):
     def _widths(self) -> LocalConformal:
         """What holds the widths. Raises DataError where no row can tell them."""
 
+    def _between(self, X: Any, coverage: float) -> tuple[np.ndarray, np.ndarray]:
+        """(lower, upper) on the common scale of y."""
+        scores, where = self._answers(X)
+        return self._widths().interval(scores, where(), coverage)
+
     def _units(self, scores: np.ndarray) -> np.ndarray:
         found = self.target_.back(scores)
         return found[:, 0] if self._vector else found
@@ -55,8 +60,7 @@ class IntervalRegressor(RegressorMixin, ABC):
 
         Raises DataError where no rows were held out to tell how wide they must be.
         """
-        scores, where = self._answers(X)
-        low, high = self._widths().interval(scores, where(), coverage)
+        low, high = self._between(X, coverage)
         return as_given(X, self._units(low)), as_given(X, self._units(high))
 
 

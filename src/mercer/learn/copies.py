@@ -13,13 +13,19 @@ SEEN = 5000  # rows from which the chance of agreeing is estimated
 DOUBT = 10  # degrees of freedom that a spread of zero is worth
 
 
-def _codes(table: np.ndarray) -> np.ndarray:
-    """A number for each row, `n`, that equal rows share and others do not."""
+def hashed(table: np.ndarray) -> np.ndarray:
+    """A number for each row, `n`, that equal rows share and others, as good as ever, do not."""
     bits = (np.ascontiguousarray(table, dtype=np.float64) + 0.0).view(np.uint64)  # -0.0 + 0.0 is 0.0
     total = np.zeros(len(table), dtype=np.uint64)
     for column in bits.T:
         total = (total ^ column) * np.uint64(0x9E3779B97F4A7C15)
         total ^= total >> np.uint64(29)
+    return total
+
+
+def _codes(table: np.ndarray) -> np.ndarray:
+    """A number for each row, `n`, that equal rows share and others do not."""
+    total = hashed(table)
     _, first, found = np.unique(total, return_index=True, return_inverse=True)
     if not np.array_equal(table[first[found]], table):  # two rows of one hash: as good as never
         found = np.unique(table, axis=0, return_inverse=True)[1]

@@ -15,10 +15,13 @@ class KernelRidge(KernelRegressor):
     standardize: columns to a robust common scale; None: when kernel is None. y is standardised when learning.
     time_budget: seconds, soft. progress: called as progress(what, value). random_state: of draws of rows.
     Fitted: kernel_, alpha_ (for standardised data), plan_, conformal_, left_out_ (training rows as predicted by
-    fits without them). Cost: n^3 / 3 flops up to 5,000 rows, then CG on the whole kernel while it fits the memory,
-    then landmarks, 4 n m kernel values each iteration.
+    fits without them and their equals), places_ (what rows that are equal to a new one say of it; None: nothing).
+    Cost: n^3 / 3 flops up to 5,000 rows, then CG on the whole kernel while it fits the memory, then landmarks,
+    4 n m kernel values each iteration.
     Source [rasmussen2006, sec. 2.2], [rudi2017, alg. 1].
     """
+
+    _at_places = True
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ FLOOR = 1e-6  # smallest noise of the float32 paths, relative to the kernel's di
 class Fitted:
     """f(x) = k(x, points) weights. left_out: predictions of rows by fits without them, `n c`.
 
-    noise: the one used; factor: of K + noise I, where the algorithm is exact.
+    noise: the one used; factor: of K + noise I, and precision, the diagonal of its inverse, where that is exact.
     """
 
     points: Tensor
@@ -39,6 +39,7 @@ class Fitted:
     noise: float
     plan: Plan
     factor: Factor | None = None
+    precision: Tensor | None = None
 
 
 def exact(
@@ -61,11 +62,12 @@ def exact(
         a.diagonal().add_(alpha if share is None else alpha * share)
         factor = Cholesky().factor(a)
         weights = factor.solve(y)
-        left_out = y - weights / factor.inverse_diagonal()[:, None]
+        precision = factor.inverse_diagonal()
+        left_out = y - weights / precision[:, None]
         error = float((y - left_out).square().mean())
         done = dataclasses.replace(plan, jitter=factor.jitter)
         if best is None or error < best[0]:
-            best = (error, Fitted(x, weights, left_out, alpha, done, factor))
+            best = (error, Fitted(x, weights, left_out, alpha, done, factor, precision))
     if best is None:
         raise ValueError("exact: no noise level was given")
     return best[1]
