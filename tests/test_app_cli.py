@@ -302,7 +302,7 @@ def test_infinite_bands_are_called_infinite_and_few_rows_leave_a_doubt():
     board = {"name": "y", "task": "regression", "leaderboard": [{"name": "mercer", "scores": {"r2": 0.5}}]}
     (infinite, finite) = (_board(board | {"coverage": held | {"infinite": i}}, False)[-1] for i in (True, False))
     assert "infinite" in infinite and "held" not in infinite
-    assert "100.0 % of 8 rows (between 63 % and 100 %)" in finite
+    assert "100.0 % of 8 rows (chance range 63 to 100 %)" in finite
 
 
 def test_bands_that_only_the_judges_could_not_bound_are_not_called_infinite():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mercer.app import insight
-from mercer.app.combinations import in_words, signed
+from mercer.app.combinations import in_words, large, of_distance, signed
 from mercer.app.fitting import Trained
 from mercer.app.frame import TableEncoder, training_frame
 from mercer.app.head import Head
@@ -46,6 +46,20 @@ def test_combinations_in_words_and_in_bars() -> None:
     with drawing():
         text = signed("first", "combination 1: 60 % of the distance", parts)
     assert text.startswith("<svg") and "0.71" in text and "-0.70" in text and "weight &lt; 3 &amp; more" in text
+
+
+def test_shares_of_hardly_anything_are_not_drawn_but_told() -> None:
+    assert large([0.6, 0.3, 0.02, 0.019, 0.001]) == (3, "8 %")  # of more columns than are listed
+    assert large([0.995, 0.003]) == (1, "less than 1 %") and large([0.5, 0.5]) == (2, "")
+    assert large([0.015] * 8) == (1, "98 %")  # the largest is drawn, small as it is
+    parts = [["a", 0.8], ["b", 0.6]]
+    shares = [["a", 0.9], ["b", 0.085], ["c", 0.014]]
+    found = {"shares": shares, "directions": [{"share": s, "parts": parts} for s in (0.97, 0.024, 0.003)]}
+    with drawing():
+        columns, *others = of_distance(found)
+    assert "not drawn have 2 %" in columns["caption"] and ">c<" not in columns["svg"] and ">b<" in columns["svg"]
+    assert len(others) == 2 and "All other" not in others[0]["caption"]
+    assert others[1]["caption"].endswith("All other combinations have less than 1 % of the distance.")
 
 
 def test_a_metric_is_carried_to_other_coordinates() -> None:

@@ -109,6 +109,16 @@ def json_equal(a, b):
 SCALE = {"centre": 0.0, "spread": 1.0, "even": 2.0, "odd": 1.0, "low": -1.0, "high": 1.0}
 
 
+def fitted(part):
+    """The fitted attributes in the state of a learner or of bands."""
+    return part["state"]["fitted"]
+
+
+def named(manifest):
+    """The arguments of the first learner's kernel."""
+    return fitted(manifest["heads"][0])["kernel_"]["kernel"]["arguments"]
+
+
 def resealed(copy, change):
     """A manifest changed by someone who knows how to seal it."""
     manifest = json.loads((copy / "model.json").read_text())
@@ -124,15 +134,15 @@ def resealed(copy, change):
     "change",
     [
         lambda m: m.update(extra=1),
-        lambda m: m.update(version=2),
+        lambda m: m.update(version=1),
         lambda m: m["files"].update({"../../evil": "0" * 64}),
         lambda m: m["columns"][0].update(encoder="pickle"),
         lambda m: m["columns"][0].update(scale=0.0),
         lambda m: m["columns"][0].update(extra=[]),
         lambda m: m["columns"].clear(),
         lambda m: m["heads"][0].update(estimator="os.system"),
-        lambda m: m["heads"][0]["state"]["kernel"].update(name="eval"),
-        lambda m: m["heads"][0]["state"].pop("kernel"),
+        lambda m: fitted(m["heads"][0])["kernel_"]["kernel"].update(name="eval"),
+        lambda m: fitted(m["heads"][0]).pop("kernel_"),
         lambda m: m["heads"][0].update(targets=[5]),
         lambda m: m["heads"].pop(),
         lambda m: m["bands"].pop(),
@@ -143,11 +153,11 @@ def resealed(copy, change):
         lambda m: m["columns"][1]["levels"].append("z"),
         lambda m: m["columns"][2]["means"].update(p=[0.5, 0.5]),
         lambda m: m["columns"][2]["counts"].clear(),
-        lambda m: m["heads"][0]["state"].update(noise=-1.0),
-        lambda m: m["heads"][0]["state"].update(columns=12),
-        lambda m: m["heads"][1]["state"].update(temperature=0.0),
-        lambda m: m["heads"][1]["state"].update(classes=[0, 2]),
-        lambda m: m["heads"][1]["state"].update(classes=[0, 0]),
+        lambda m: fitted(m["heads"][0]).update(alpha_=-1.0),
+        lambda m: fitted(m["heads"][0]).update(n_features_in_=12),
+        lambda m: fitted(m["heads"][1])["calibration_"]["fields"].update(temperature=0.0),
+        lambda m: m["heads"][0]["state"].update({"class": "KernelClassifier"}),
+        lambda m: m["heads"][0]["state"].update(format=99),
         lambda m: m["heads"].reverse(),
         lambda m: m["heads"][0].update(pulls=[[0.0, 0.5]] * 7),
         lambda m: m["heads"][0].update(scale=SCALE | {"spread": 0.0}),
@@ -155,8 +165,8 @@ def resealed(copy, change):
         lambda m: m["heads"][0].update(scale=SCALE | {"low": 2.0}),
         lambda m: m["heads"][0].update(scale=SCALE | {"high": 1e4}),
         lambda m: m["heads"][1].update(scale=SCALE),
-        lambda m: m["bands"][0]["state"].update(width=0.0),
-        lambda m: m["bands"][0]["state"].update(unit=-1.0),
+        lambda m: fitted(m["bands"][0]).update(width=0.0),
+        lambda m: fitted(m["bands"][0]).update(unit=-1.0),
         lambda m: m["targets"][0].update(task="classification", classes=["a", "b"]),
         lambda m: m["targets"][1].update(classes=["n"]),
         lambda m: m["files"].clear(),
@@ -164,12 +174,12 @@ def resealed(copy, change):
         lambda m: m["targets"][0].update(name="a"),
         lambda m: m["targets"][0].update(name="k"),
         lambda m: m["columns"][1].update(column="a"),
-        lambda m: m["heads"][0]["state"].update(noise=1e308),
-        lambda m: m["heads"][1]["state"].update(temperature=1e308),
-        lambda m: m["heads"][0]["state"]["kernel"]["arguments"].update(lengthscale=[1e308] * 13),
-        lambda m: m["heads"][0]["state"]["kernel"]["arguments"].update(lengthscale=1e-308),
-        lambda m: m["heads"][0]["state"]["kernel"]["arguments"].update(lengthscale=10**400),
-        lambda m: m["bands"][0]["state"].update(width=1e308),
+        lambda m: fitted(m["heads"][0]).update(alpha_=1e308),
+        lambda m: fitted(m["heads"][1])["calibration_"]["fields"].update(temperature=1e308),
+        lambda m: named(m).update(lengthscale=[1e308] * 13),
+        lambda m: named(m).update(lengthscale=1e-308),
+        lambda m: named(m).update(lengthscale=10**400),
+        lambda m: fitted(m["bands"][0]).update(width=1e308),
         lambda m: m["columns"][0].update(center=1e308),
         lambda m: m["columns"][0].update(scale=1e308),
         lambda m: m["columns"][2].update(prior=[-1e308]),
@@ -187,13 +197,15 @@ def test_a_sealed_folder_with_wrong_content_is_refused_too(saved, tmp_path_facto
     [
         ("head.0.points", lambda a: a[:, :8]), ("head.0.points", lambda a: a[:-1]), ("head.0.points", lambda a: a[:0]),
         ("head.0.weights", lambda a: np.hstack([a, a])), ("head.0.weights", lambda a: a[:, 0]),
-        ("head.0.x_scale", lambda a: 0 * a), ("head.0.x_centre", lambda a: a[:1]), ("head.0.y_scale", lambda a: -a),
-        ("head.0.y_centre", lambda a: np.append(a, a)), ("head.1.bias", lambda a: a[:1]),
+        ("head.0.common.scale", lambda a: 0 * a), ("head.0.common.centre", lambda a: a[:1]),
+        ("head.0.target.scale", lambda a: -a), ("head.1.classes", lambda a: 2 * a), ("head.1.classes", lambda a: 0 * a),
+        ("head.0.target.centre", lambda a: np.append(a, a)), ("head.1.calibration.bias", lambda a: a[:1]),
         ("bands.0.points", lambda a: a[:, :2]), ("bands.0.weights", lambda a: a[:1]),
         ("bands.0.scores", lambda a: a[:, 0]), ("bands.0.scores", lambda a: np.hstack([a, a])),
         ("bands.0.scores", lambda a: a[::-1]), ("bands.0.scores", lambda a: a[:0]),
         ("bands.0.shrink", lambda a: np.append(a, a)), ("bands.0.relevance", lambda a: a[:2]),
-        ("bands.0.deviation", np.zeros_like), ("bands.1.chances", lambda a: a + 1), ("bands.1.codes", lambda a: a[1:]),
+        ("bands.0.scaler.scale", np.zeros_like), ("bands.1.chances", lambda a: a + 1),
+        ("bands.1.codes", lambda a: a[1:]),
         ("bands.1.chances", lambda a: a[None]), ("bands.1.chances", lambda a: a[:0]),
         ("column.3", lambda a: a[:7]), ("column.3", lambda a: a[:, :9]), ("column.3", lambda a: a[0]),
     ],
@@ -221,8 +233,8 @@ def test_huge_headers_and_many_tensors_are_refused_before_they_are_parsed(tmp_pa
     for data in (
         struct.pack("<Q", 2**40) + b"{}", b"", b"1234567", struct.pack("<Q", 2**20 + 1) + b" " * (2**20 + 1),
         save({f"t{i}": np.zeros(0, dtype=np.float32) for i in range(4097)}),
-        save({"a": np.array([np.nan])}), save({"a": np.array([np.inf])}), save({"a.x_scale": np.array([np.nan])}),
-        save({"a": np.array([1e308])}), save({"a.x_scale": np.array([1e308])}),
+        save({"a": np.array([np.nan])}), save({"a": np.array([np.inf])}), save({"a.scaler.scale": np.array([np.nan])}),
+        save({"a": np.array([1e308])}), save({"a.scaler.scale": np.array([1e308])}),
     ):  # fmt: skip
         (tmp_path / "model.safetensors").write_bytes(data)
         with pytest.raises(DataError):

@@ -91,9 +91,9 @@ def test_a_class_that_is_never_predicted_is_named():
 def test_sets_that_hold_more_say_why_and_few_rows_promise_nothing():
     assert "each class is promised 90 % by itself" in promise("classification", held(0.996))
     assert "by itself" not in promise("regression", held(0.996)) + promise("classification", held(0.905))
-    assert promise("regression", held()).startswith("90 % bands held 90.0 % of 500 rows")
+    assert promise("regression", held()) == "90 % bands held 90.0 % of 500 rows (chance range 88.0 to 92.0 %)"
     few = promise("regression", held(0.96, 25, (0.8, 0.99)))
-    assert few == "too few rows to promise 90 %: bands held 96.0 % of 25 rows (between 80 % and 99 %)"
+    assert few == "too few rows to promise 90 %: bands held 96.0 % of 25 rows (chance range 80 to 99 %)"
     assert "too few rows" in promise("classification", held(1.0, 60, (0.94, 1.0), unsure=1.0))
     assert "too few rows" not in promise("classification", held(0.9, 600, unsure=0.02))
 

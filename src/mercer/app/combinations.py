@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from mercer.app.svg import INK, MODEL, MUTED, OTHER, blank, to_svg
-from mercer.app.words import shown
+from mercer.app.words import percent, shown
+
+LEAST = 0.02  # of the distance: what has less is not drawn
 
 
 def signed(name: str, title: str, parts: Sequence[Sequence[Any]]) -> str:
@@ -42,3 +44,25 @@ def in_words(direction: dict[str, Any]) -> str:
         sign = ("-" if value < 0 else "") if not found else (" - " if value < 0 else " + ")
         found += f"{sign}{abs(value):.2f} {shown(label, 24)}"
     return f"{found}, each in deviations."
+
+
+def large(shares: Sequence[float]) -> tuple[int, str]:
+    """(how many of these shares, largest first, are drawn; what all the others have, in words, empty for nothing)."""
+    drawn = max(sum(share >= LEAST for share in shares), 1)
+    left = 1 - float(sum(shares[:drawn]))
+    return drawn, "" if left < 1e-6 else f"less than {percent(0.01, 0)}" if left < 0.01 else percent(left, 0)
+
+
+def of_distance(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the kernel takes as distance: the shares of columns and, where they were learned, of combinations."""
+    drawn, left = large([share for _, share in found["shares"]])
+    what = "How much each column has in what the kernel takes as the distance of two rows."
+    rest = f" Columns that are not drawn have {left}." if left else ""
+    figures = [{"svg": signed("columns", "share of the distance", found["shares"][:drawn]), "caption": what + rest}]
+    drawn, left = large([direction["share"] for direction in found["directions"]] or [1.0])
+    for place, direction in enumerate(found["directions"][:drawn]):
+        title = f"combination {place + 1}: {percent(direction['share'], 0)} of the distance"
+        rest = f" All other combinations have {left} of the distance." if left and place == drawn - 1 else ""
+        drawing = signed(f"combination {place}", title, direction["parts"])
+        figures.append({"svg": drawing, "caption": in_words(direction) + rest})
+    return figures

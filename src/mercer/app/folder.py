@@ -26,7 +26,7 @@ from mercer.errors import DataError
 
 _LARGEST_HEADER, _MOST_TENSORS, _LARGEST_JSON = 2**20, 4096, 64 * 2**20
 _LARGEST = 1e152  # as in the schema
-_MAY_BE_INFINITE = (".x_scale", ".deviation")  # a scaler marks "leave the columns as they are" so
+_MAY_BE_INFINITE = (".scaler.scale",)  # a scaler marks "leave the columns as they are" so
 _EXCHANGE, _HERE = 2, -100  # renameat2(AT_FDCWD, ..., RENAME_EXCHANGE)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 1
+VERSION = 2
 Text = Annotated[str, Field(max_length=100_000)]
 _LARGEST = 1e152  # no table that is read holds larger numbers or spreads
 Finite = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
@@ -119,6 +119,7 @@ class HeadPart(BaseModel):
     targets: list[Annotated[int, Field(ge=0)]]
     state: dict[str, Any]
     scale: ScalePart | None = None
+    near: ScalePart | None = None
     pulls: list[Annotated[list[Finite], Field(min_length=2, max_length=2)]] = []
 
 
@@ -134,7 +135,7 @@ class Manifest(BaseModel):
     """model.json."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    version: Literal[1]
+    version: Literal[2]
     mercer: Annotated[str, Field(max_length=50)]
     targets: Annotated[list[TargetPart], Field(min_length=1)]
     columns: Annotated[list[ColumnPart], Field(min_length=1)]

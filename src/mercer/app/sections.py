@@ -9,10 +9,11 @@ import numpy as np
 
 from mercer.app import figures
 from mercer.app.blocks import Section, bar, heads, section
-from mercer.app.combinations import in_words, signed
+from mercer.app.combinations import of_distance
 from mercer.app.oof import Judged
 from mercer.app.verdict import promise
-from mercer.app.words import amount, count, number, percent, shown
+from mercer.app.words import count, number, percent, shown
+from mercer.budget import mib
 
 _MOST_TARGETS = 3  # drawn; the leaderboard lists all
 
@@ -150,16 +151,9 @@ def _distance(facts: dict[str, Any]) -> list[dict[str, Any]]:
     found = facts.get("distance")
     if not found:
         return []
-    pictures = [
-        {"svg": signed("columns", "share of the distance", found["shares"]),
-         "caption": "How much each column has in what the kernel takes as the distance of two rows."}
-    ]  # fmt: skip
-    for place, direction in enumerate(found["directions"]):
-        title = f"combination {place + 1}: {percent(direction['share'], 0)} of the distance"
-        drawn = signed(f"combination {place}", title, direction["parts"])
-        pictures.append({"svg": drawn, "caption": in_words(direction)})
-    heading = "What makes two rows alike" if len(pictures) == 1 else "Which combinations make two rows alike"
-    return [{"heading": heading, "figures": pictures}]
+    drawn = of_distance(found)
+    heading = "What makes two rows alike" if len(drawn) == 1 else "Which combinations make two rows alike"
+    return [{"heading": heading, "figures": drawn}]
 
 
 def matters(facts: dict[str, Any]) -> Section:
@@ -264,7 +258,7 @@ def health(facts: dict[str, Any]) -> Section:
         blocks.append({"heading": plan["title"], "facts": items})
     memory = facts["memory"]
     blocks.append({"heading": "Memory and time", "facts": [
-        ("budget for one product", amount(memory["budget"])), ("largest size of the process", amount(memory["peak"])),
+        ("budget for one product", mib(memory["budget"])), ("largest size of the process", mib(memory["peak"])),
         *((f"time for {k}", f"{v:.1f} s") for k, v in facts["seconds"].items()),
     ]})  # fmt: skip
     return section(

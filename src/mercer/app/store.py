@@ -43,6 +43,26 @@ class Model:
         found = list(patterns(self.trained.encoder.unknown(frame)))
         return found if self.witnesses is not None else [(None, rows) for _, rows in found]
 
+    def answer(self, frame: Frame) -> tuple[list[np.ndarray], list[Interval | None]]:
+        """(predictions, 90 % bands); rows equal to training rows have both from what those said, where that helps.
+
+        Equal: in all that the learners see, with no unknown cell. All else here, `sets` too, takes every row as new.
+        """
+        found = self.trained.predict(frame)
+        ends = self.bands(frame, found)
+        heads = [head for head in self.trained.heads if head.helped()]
+        if not heads:
+            return found, ends
+        x, whole = self.trained.encoder.encode(frame), ~self.trained.encoder.unknown(frame).any(axis=1)
+        for head in heads:
+            rows = np.flatnonzero(head.known(x) & whole)
+            sides = head.at_places(x[rows], bands.COVERAGE)
+            for column, i in head.helped() if len(rows) else []:
+                found[i][rows] = sides[0][:, column]
+                if (band := ends[i]) is not None:
+                    band[0][rows], band[1][rows] = sides[1][:, column], sides[2][:, column]
+        return found, ends
+
     def bands(self, frame: Frame, found: Sequence[np.ndarray]) -> list[Interval | None]:
         """90 % bands of the predictions `found` of rows; None for classes.
 
@@ -101,10 +121,11 @@ def save(out: Path, model: Model, files: dict[str, bytes]) -> None:
     heads: list[dict[str, Any]] = []
     for i, head in enumerate(model.trained.heads):
         state, weights = head.model.get_state()
-        scale = None if head.scale is None else asdict(head.scale)
+        scale, near = (None if s is None else asdict(s) for s in (head.scale, head.near))
         pulls = [list(p) for p in head.pulls]
         heads.append(
-            {"estimator": head.name(), "targets": head.targets, "state": state, "scale": scale, "pulls": pulls}
+            {"estimator": head.name(), "targets": head.targets, "state": state, "scale": scale, "near": near}
+            | {"pulls": pulls}
         )
         arrays |= _named(f"head.{i}", weights)
     calibration: list[dict[str, Any]] = []
@@ -127,44 +148,42 @@ def _require(holds: object, what: str) -> None:
         raise ValueError(what)
 
 
-def _check_head(head: Head, state: dict[str, Any], arrays: dict[str, np.ndarray], coordinates: int, n: int) -> None:
+def _check_head(head: Head, arrays: dict[str, np.ndarray], coordinates: int, n: int) -> None:
     """n: classes of the target, 0 for numbers. Raises ValueError where sizes or signs cannot be."""
-    width, model = n or len(head.targets), head.model
+    width, model, near = n or len(head.targets), head.model, head.name() == "NeighbourRidge"
+    points, values = (arrays[name] for name in (("x", "y") if near else ("points", "weights")))
     _require((head.name() == "KernelClassifier") == bool(n) and (not n or len(head.targets) == 1), "learner and task")
     _require(model.n_features_in_ == coordinates, f"{coordinates} coordinates, {model.n_features_in_} in a learner")
-    _require(arrays["points"].ndim == 2 and arrays["points"].shape[1] == coordinates, "columns of points")
-    _require(len(arrays["points"]) > 0, "points")
+    _require(points.ndim == 2 and points.shape[1] == coordinates, "columns of points")
+    _require(len(points) > 0, "points")
     _require(not head.pulls or (len(head.pulls) == width and not n), "pulls to the mean")
     if head.scale is not None:
         _require(len(head.targets) == 1 and not n, "a logarithmic scale of several targets")
         _require(head.scale.low <= head.scale.high and abs(head.scale.odd) < head.scale.even, "a logarithmic scale")
-    values = arrays["weights" if "weights" in arrays else "values"]
     if n:
-        codes = np.asarray(model.classes_)
+        codes, heat = model.classes_, float(model.calibration_.temperature)
         _require(codes.dtype.kind == "i" and len(set(codes.tolist())) == len(codes) > 1, "classes")
         _require(codes.min() >= 0 and codes.max() < n, "classes")
-        _require(
-            0 < float(state["temperature"]) < _MOST and arrays["bias"].shape == codes.shape, "calibration of chances"
-        )
+        _require(0 < heat < _MOST and arrays["calibration.bias"].shape == codes.shape, "calibration of chances")
         width = values.shape[1]
-    _require(values.shape == (len(arrays["points"]), width), "rows and columns of weights")
-    for name, size in (("x_centre", coordinates), ("x_scale", coordinates), ("y_centre", width), ("y_scale", width)):
-        _require(arrays[name].shape == (size,), name)
-    _require((arrays["x_scale"] > 0).all() and (arrays["y_scale"] > 0).all(), "scales that are not positive")
-    _require(0 <= float(state["noise"]) <= _MOST_NOISE and int(state.get("neighbours", 1)) >= 1, "noise or neighbours")
+    _require(values.shape == (len(points), width), "rows and columns of weights")
+    x, y = "scaler" if near else "common", "target"
+    for name, size in ((x, coordinates), (y, width)):
+        scale = arrays[f"{name}.scale"]
+        _require(arrays[f"{name}.centre"].shape == scale.shape == (size,) and (scale > 0).all(), f"scales of {name}")
+    _require(0 <= float(model.alpha_) <= _MOST_NOISE and int(getattr(model, "neighbours", 1)) >= 1, "noise, neighbours")
 
 
-def _check_local(state: dict[str, Any], arrays: dict[str, np.ndarray], outputs: int) -> None:
+def _check_local(found: bands.LocalConformal, arrays: dict[str, np.ndarray], outputs: int) -> None:
     points, columns = arrays["points"], arrays["points"].shape[1]
-    _require(
-        0 < float(state["width"]) < _MOST and 0 < float(state["unit"]) < _MOST, "a width of bands that is not positive"
-    )
+    _require(0 < float(found.width) < _MOST and 0 < float(found.unit) < _MOST, "a width of bands that is not positive")
     _require(len(points) > 0 and arrays["weights"].shape == (len(points), outputs), "weights of bands")
     _require(arrays["scores"].shape == (len(arrays["scores"]), outputs) and len(arrays["scores"]), "scores of bands")
     _require((np.diff(arrays["scores"], axis=0) >= 0).all(), "scores of bands that are not sorted")
     _require(arrays["shrink"].shape == (outputs,) and (arrays["shrink"] >= 0).all(), "shrinkage of bands")
-    _require(all(arrays[name].shape == (columns,) for name in ("relevance", "centre", "deviation")), "columns of bands")
-    _require((arrays["deviation"] > 0).all() and (arrays["relevance"] >= 0).all(), "scales of bands")
+    each = ("relevance", "scaler.centre", "scaler.scale")
+    _require(all(arrays[name].shape == (columns,) for name in each), "columns of bands")
+    _require((arrays["scaler.scale"] > 0).all() and (arrays["relevance"] >= 0).all(), "scales of bands")
 
 
 def _check_encoder(encoder: TableEncoder) -> None:
@@ -207,13 +226,13 @@ def _check(model: Model, manifest: Manifest, arrays: dict[str, np.ndarray]) -> N
     _check_witnesses(model, coordinates)
     for i, (head, calibrator) in enumerate(zip(heads, model.calibrators, strict=True)):
         part = _part(f"head.{i}", arrays)
-        _check_head(head, manifest.heads[i].state, part, coordinates, model.trained.classes[head.targets[0]])
+        _check_head(head, part, coordinates, model.trained.classes[head.targets[0]])
         alone = replace(head, targets=list(range(len(head.targets))))
         found = np.stack(predict([alone], _sizes(model, head), x), axis=-1)
         _require(np.isfinite(found).all(), "predictions that are not finite")
         if isinstance(calibrator, bands.LocalConformal):
             _require(targets[head.targets[0]].task == "regression", "bands of classes")
-            _check_local(manifest.bands[i].state, _part(f"bands.{i}", arrays), len(head.targets))
+            _check_local(calibrator, _part(f"bands.{i}", arrays), len(head.targets))
             calibrator.interval(found, whereabouts(head, x, found), bands.COVERAGE)
         else:
             chances = calibrator.chances
@@ -239,6 +258,7 @@ def load(folder: Path) -> Model:
                 ESTIMATORS[h.estimator].from_state(h.state, _part(f"head.{i}", arrays)),
                 None if h.scale is None else LogScale(**h.scale.model_dump()),
                 tuple((to, kept) for to, kept in h.pulls),
+                near=None if h.near is None else LogScale(**h.near.model_dump()),
             )
             for i, h in enumerate(manifest.heads)
         ]

@@ -90,7 +90,8 @@ def promise(task: str, held: Mapping[str, Any]) -> str:
         return f"90 % bands are infinite: {what} cannot bound them"
     what = "bands" if task == "regression" else "sets of classes"
     low, high = held["between"]
-    doubt = f" (between {percent(low, 0)} and {percent(high, 0)})" if high - low >= 0.05 else ""
+    digits = 0 if high - low >= 0.05 else 1
+    doubt = f" (chance range {100 * low:.{digits}f} to {percent(high, digits)})"
     if too_few(held):
         few = "groups" if held.get("groups") else "rows"
         return f"too few {few} to promise 90 %: {what} held {percent(held['measured'])} of {_judged(held)}{doubt}"
