@@ -577,6 +577,8 @@ COVERED: dict[str, str] = {
     "compare.mmd": _CMP + "statistic_equals_the_double_loop",
     "compare.squared_mmd": _CMP + "statistic_equals_the_double_loop",
     "compare.MMDResult": _CMP + "null_draws_are_the_statistic_of_permuted_samples",
+    "compare.smoothness": "tests/test_smoothness.py::test_known_smoothness_is_recovered",
+    "compare.Smoothness": "tests/test_smoothness.py::test_lanczos_gives_what_all_eigenpairs_give",
     "compare.median_kernel": _CMP + "units_do_not_matter_and_the_seed_does",
     "compress.thin": "tests/test_compress.py::test_walk_is_the_published_halving",
     "nn.KernelAttention": _NN + "attention_equals_the_loop",
