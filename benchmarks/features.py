@@ -1,8 +1,7 @@
 """What feature learning brings: one lengthscale a column, a learned metric and trees on the same rows, in one run.
 
 python benchmarks/features.py [rows] [seconds]: R2 on unseen rows and seconds of each fit, 2 threads. The multi-index
-task depends on four directions of three columns each, of twenty; eight columns mean nothing. The second table compares
-categories as a Hamming kernel, times a kernel of the numbers, with the encodings that `mercer fit` uses.
+task depends on four directions of three columns each, of twenty; eight columns mean nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import torch
 from lightgbm import LGBMRegressor
 from sklearn.datasets import load_diabetes, make_friedman1
-from table import mixed_table
 
-from mercer.app.frame import TableEncoder, training_frame
-from mercer.kernels import Hamming, Matern
 from mercer.learn import KernelRidge, RecursiveFeatureMachine
 from mercer.learn import metric as learned
 
@@ -93,53 +87,10 @@ def metrics(rows: int, seconds: float) -> None:
                 print(f"{'':<14}{model.plan_.sentence}")
 
 
-def only_categories(n: int) -> pd.DataFrame:
-    """Six columns of five levels, effects of levels and of pairs of levels."""
-    r = np.random.default_rng(0)
-    codes = r.integers(0, 5, (n, 6))
-    effect, pair = r.normal(size=(6, 5)), r.normal(size=(5, 5))
-    y = effect[np.arange(6), codes].sum(1) + pair[codes[:, 0], codes[:, 1]] + 0.5 * r.normal(size=n)
-    return pd.DataFrame({f"c{i}": [f"level {v}" for v in column] for i, column in enumerate(codes.T)} | {"y": y})
-
-
-def categories(rows: int, seconds: float) -> None:
-    """Encoded, against codes under a Hamming kernel times a kernel of the other columns, both learned."""
-    print(f"\n{'':<14}{'':<16}{'rows':>8}{'R2':>9}{'s':>8}")
-    new = min(NEW, rows)
-    for name, table in (("mixed", mixed_table(rows + new)), ("categories", only_categories(rows + new))):
-        y, parts = table.pop("y").to_numpy(), (table.iloc[:rows], table.iloc[rows:])
-        text = [c for c in table if table[c].dtype.kind not in "ifbM"]
-        rest = [c for c in table if c not in text]
-        first, _ = training_frame(pa.Table.from_pandas(parts[0]), [])
-        second, _ = training_frame(pa.Table.from_pandas(parts[1]), [])
-        encoder, x = TableEncoder.fit(first, (y[:rows, None] - y[:rows].mean()) / y[:rows].std(), 0)
-        model = KernelRidge(time_budget=seconds, random_state=0)
-        with columns_only():
-            took = timed(model, x, y[:rows])
-        found = model.score(encoder.encode(second), y[rows:])
-        print(f"{name:<14}{'encoded':<16}{rows:>8,}{found:>9.4f}{took:>8.1f}", flush=True)
-        codes = np.stack([pd.factorize(table[c].fillna(""))[0] for c in text], 1).astype(np.float64)
-        kernel: Any = Hamming(torch.full((len(text),), float(len(text)))).on(list(range(len(text))))
-        sides = [codes[:rows], codes[rows:]]
-        if rest:
-            sources = encoder.sources()
-            kept = np.isin(sources, [i for i, c in enumerate(first.columns) if c.name in rest])
-            numbers = x[:, kept], encoder.encode(second)[:, kept]
-            sides = [np.hstack(pair) for pair in zip(sides, numbers, strict=True)]
-            places = list(range(len(text), len(text) + int(kept.sum())))
-            scales = torch.full((len(places),), len(places) ** 0.5, dtype=torch.float64)
-            kernel = kernel * Matern(2.5, scales).on(places)
-        own = KernelRidge(kernel, time_budget=seconds, random_state=0)
-        took = timed(own, sides[0], y[:rows])
-        print(f"{name:<14}{'Hamming':<16}{rows:>8,}{own.score(sides[1], y[rows:]):>9.4f}{took:>8.1f}", flush=True)
-
-
 def main(rows: int, seconds: float) -> None:
-    """Both tables."""
+    """The table."""
     torch.set_num_threads(2)
     metrics(rows, seconds)
-    for some in (1000, min(rows, 5000)):
-        categories(some, seconds)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 
 from mercer import learn
@@ -48,8 +48,10 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {  # other ways through the same c
     "a sum of kernels": ("KernelRidge", {"kernel": Gaussian([0.3, 0.7]).on([0, 1]) + Matern(1.5, 0.77)}),
 }  # fmt: skip
 CASES = {**{name: (name, {}) for name in learn.__all__ if inspect.isclass(getattr(learn, name))}, **MORE}
-ANSWERS = ("predict", "predict_interval", "predict_proba", "decision_function", "transform", "score_samples", "p_values",
-           "predict_latent", "modes")  # fmt: skip
+ANSWERS = (
+    "predict", "predict_interval", "predict_proba", "decision_function", "transform", "score_samples", "p_values",
+    "predict_latent", "modes",
+)  # fmt: skip
 NOT_KEPT = {"left_out_"}  # what training rows were predicted as by fits without them
 TABLE = {  # methods whose predictions need every row that they were fitted on
     "EigenProClassifier", "EigenProRegressor", "GaussianProcessRegressor", "InterpolatedClassifier", "KernelClassifier",
@@ -64,7 +66,7 @@ def problem(name: str, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray 
     random = np.random.default_rng(3)
     x = random.normal(size=(N, D))
     y = np.sin(2 * x[:, 0]) + x[:, 1] + 0.3 * random.normal(size=N)
-    if "Classifier" in name or name == "KernelSVC":
+    if is_classifier(getattr(learn, name)()):
         return x, np.array(["ash", "birch", "cedar"], dtype=object)[np.digitize(y, [-0.6, 0.6])]
     likelihood = options.get("likelihood")
     if name == "MultitaskGaussianProcess":
@@ -79,9 +81,10 @@ def problem(name: str, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray 
 
 def fitted(case: str) -> Any:
     name, options = CASES[case]
-    kind, (x, y) = getattr(learn, name), problem(name, options)
-    if name == "LocalConformal":
-        return kind().fit(x, y)
+    kind = getattr(learn, name)
+    if kind is learn.LocalConformal:
+        return kind().fit(*problem("KernelRidge", {}))
+    x, y = problem(name, options)
     known = inspect.signature(kind).parameters
     given = {k: v for k, v in {**GIVEN, **SLOW.get(name, {}), **options}.items() if k in known}
     if "alpha" in known and name.startswith(("Falkon", "KernelRidge")):

@@ -61,7 +61,7 @@ class KernelEstimator(Saved, BaseEstimator, ABC):
     _truth: Tensor
     _learning = (0, False)  # (steps, whether there were hardly any)
     _factor: Any = None
-    _fitted = ("kernel_", "plan_", "scaler_", "_common", "target_", "_points", "_weights", "_pair")
+    _fitted: tuple[str, ...] = ("kernel_", "plan_", "scaler_", "_common", "target_", "_points", "_weights", "_pair")
 
     @classmethod
     def _names(cls, which: str) -> list[str]:
@@ -141,15 +141,19 @@ class KernelEstimator(Saved, BaseEstimator, ABC):
             many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
             rows = torch.randperm(len(x), generator=generator)[:ROWS]
             others = found.known[:KNOWN] if profile else self._known[:KNOWN]
-            share = self._share(noise)
+            share, before = self._share(noise), noise
             kernel, noise = refine(
                 kernel, noise, x[rows], y[rows], self._judge, clock, least, many, others,
                 share=None if share is None else share[rows], truth=self._truth[rows],
             )  # fmt: skip
+            self._within *= noise / before  # noises are relative to the scale of the kernel, which moves with them
         if given is not None or not mine:
             return kernel, noise
-        least, share = max(least, FLOOR), self._share(noise)
-        return sharpened(kernel, noise, x, y, self._truth, share, clock, generator, least, self.progress)
+        least, share, before = max(least, FLOOR), self._share(noise), noise
+        kernel, noise = sharpened(kernel, noise, x, y, self._truth, share, clock, generator, least, self.progress)
+        if self._profile:
+            self._within *= noise / before
+        return kernel, noise
 
     def _goal(self, means: Tensor, drawn: Tensor) -> Tensor:
         """What left-out predictions are judged against: the mean of y at each place, or the y of a row drawn there."""

@@ -54,7 +54,7 @@ def encoded(y: Any, known: Any = None) -> tuple[np.ndarray, np.ndarray]:
 class KernelClassification(CalibratedClassifier, KernelEstimator, ABC):
     """Base of the kernel classifiers: not public."""
 
-    _fitted = ("classes_", "calibration_")
+    _fitted: tuple[str, ...] = ("classes_", "calibration_")
     _least = 1e-3  # labels that can be separated would drive it to nothing
 
     def fit(self, X: Any, y: Any) -> Any:

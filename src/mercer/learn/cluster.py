@@ -43,7 +43,7 @@ class KernelKMeans(ClusterMixin, GramEstimator):
     Raises ConvergenceWarning when max_iter did not do. Source [dhillon2004, sec. 2], [arthur2007].
     """
 
-    _fitted = ("labels_", "inertia_", "n_iter_", "_points", "_means", "_squares")
+    _fitted: tuple[str, ...] = ("labels_", "inertia_", "n_iter_", "_points", "_means", "_squares")
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class KernelSpectralClustering(ClusterMixin, GramEstimator):
     Raises StructureError. Source [ng2001], [bengio2003, sec. 3].
     """
 
-    _fitted = ("labels_", "eigenvalues_", "embedding_", "_points", "_modes", "_middles")
+    _fitted: tuple[str, ...] = ("labels_", "eigenvalues_", "embedding_", "_points", "_modes", "_middles")
 
     def __init__(
         self,

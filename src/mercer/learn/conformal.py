@@ -45,7 +45,7 @@ class LocalConformal(Saved):
     n is too small for the coverage. Source [lei2018, sec. 5.2], [vovk2005].
     """
 
-    _fitted = ("scaler", "relevance", "points", "weights", "width", "unit", "shrink", "scores")
+    _fitted: tuple[str, ...] = ("scaler", "relevance", "points", "weights", "width", "unit", "shrink", "scores")
 
     def __init__(self, scale: bool = True, random_state: int | None = 0, time_budget: float | None = None):
         self.scale, self.random_state, self.time_budget = scale, random_state, time_budget

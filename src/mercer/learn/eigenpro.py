@@ -40,7 +40,7 @@ class EigenProRegressor(IntervalRegressor, EigenProEstimator):
     Source [ma2019], [abedsoltan2023].
     """
 
-    _fitted = ("_vector", "conformal_")
+    _fitted: tuple[str, ...] = ("_vector", "conformal_")
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class EigenProClassifier(CalibratedClassifier, EigenProEstimator):
     Source [ma2019], [abedsoltan2023], [guo2017, sec. 4.2].
     """
 
-    _fitted = ("classes_", "calibration_")
+    _fitted: tuple[str, ...] = ("classes_", "calibration_")
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class FalkonRegressor(IntervalRegressor, FalkonEstimator):
     Source [rudi2017, alg. 1].
     """
 
-    _fitted = ("_vector", "_intervals", "_sums")
+    _fitted: tuple[str, ...] = ("_vector", "_intervals", "_sums")
 
     def __init__(
         self,

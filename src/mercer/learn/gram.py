@@ -86,7 +86,7 @@ class GramEstimator(Saved, BaseEstimator, ABC):
     kernel: Any
     standardize: bool | None
     random_state: Any
-    _fitted = ("kernel_", "scaler_")
+    _fitted: tuple[str, ...] = ("kernel_", "scaler_")
 
     def _usual(self, x: Tensor, generator: torch.Generator) -> Kernel:
         """The kernel of scaled rows when none is given."""

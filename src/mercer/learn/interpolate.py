@@ -36,7 +36,7 @@ class InterpolatedClassifier(ClassifierMixin, Saved, BaseEstimator):
     Cost: folds + 1 fits of both. Source [jia2021].
     """
 
-    _fitted = ("classes_", "share_", "scores_", "smoother_")
+    _fitted: tuple[str, ...] = ("classes_", "share_", "scores_", "smoother_")
 
     def __init__(
         self,

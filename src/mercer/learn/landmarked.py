@@ -43,8 +43,10 @@ class FalkonEstimator(Saved, BaseEstimator, ABC):
     checkpoint: Any
     progress: Any
     random_state: Any
-    _fitted = ("kernel_", "alpha_", "scaler_", "_common", "target_", "landmarks_", "_weights", "jitter_")
-    _sometimes = ("residual_", "n_iter_", "stopped_", "history_", "validation_error_")
+    _fitted: tuple[str, ...] = (
+        "kernel_", "alpha_", "scaler_", "_common", "target_", "landmarks_", "_weights", "jitter_",
+    )  # fmt: skip
+    _sometimes: tuple[str, ...] = ("residual_", "n_iter_", "stopped_", "history_", "validation_error_")
 
     def _check(self) -> None:
         for name, options in (("selection", ("uniform", "pivoted")), ("precision", (None, "mixed", "double"))):

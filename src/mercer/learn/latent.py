@@ -84,7 +84,7 @@ class LatentVecchiaProcess(RegressorMixin, Saved, BaseEstimator):
     Error: the Kullback-Leibler divergence of both approximations, which falls as neighbours grow. Source [cao2023].
     """
 
-    _fitted = ("kernel_", "noise_", "bound_", "plan_", "stopped_", "scaler_", "target_", "_centre")
+    _fitted: tuple[str, ...] = ("kernel_", "noise_", "bound_", "plan_", "stopped_", "scaler_", "target_", "_centre")
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class FalkonClassifier(CalibratedClassifier, FalkonEstimator):
     Source [marteauferey2019, sec. 3 and 4].
     """
 
-    _fitted = ("classes_", "calibration_")
+    _fitted: tuple[str, ...] = ("classes_", "calibration_")
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class _ScoreClassifier(ClassifierMixin, GramEstimator, ABC):
     """A classifier with one score for each class; two classes have opposite ones."""
 
     calibration_: Calibration
-    _fitted = ("classes_", "_weights")
+    _fitted: tuple[str, ...] = ("classes_", "_weights")
 
     def _read_classes(self, X: Any, y: Any) -> tuple[Tensor, np.ndarray, torch.Generator]:
         x, y, generator = self._begin(X, y, classes=True)
@@ -96,7 +96,7 @@ class KernelMeanClassifier(_ScoreClassifier):
     Cost: one product of K with c columns. Source [scholkopf2002, sec. 1.2].
     """
 
-    _fitted = ("calibration_", "_points", "_half")
+    _fitted: tuple[str, ...] = ("calibration_", "_points", "_half")
 
     def __init__(self, kernel: Any = None, *, standardize: bool | None = None, random_state: Any = None):
         self.kernel, self.standardize, self.random_state = kernel, standardize, random_state
@@ -142,8 +142,8 @@ class KernelSVC(_ScoreClassifier):
     Cost: n^2 to n^3 flops and 24 n^2 bytes, or n rank^2 flops. Source [chang2011], [guo2017].
     """
 
-    _fitted = ("support_", "_bias")
-    _sometimes = ("calibration_", "_points")
+    _fitted: tuple[str, ...] = ("support_", "_bias")
+    _sometimes: tuple[str, ...] = ("calibration_", "_points")
 
     def __init__(
         self,

@@ -50,11 +50,11 @@ class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
     Source [bonilla2007], [alvarez2012], [chen2018].
     """
 
-    _fitted = (
+    _fitted: tuple[str, ...] = (
         "coregionalisation_", "correlation_", "interactions_", "noise_", "plan_", "scaler_", "_centre", "_scale",
         "_vector", "_how", "_x", "_row", "_task", "_tasks", "_weights",
     )  # fmt: skip
-    _sometimes = ("log_likelihood_",)
+    _sometimes: tuple[str, ...] = ("log_likelihood_",)
 
     def __init__(
         self,

@@ -93,7 +93,7 @@ class NeighbourRidge(RegressorMixin, Saved, BaseEstimator):
     Source [vecchia1988], [cressie1993, eq. 3.2.6].
     """
 
-    _fitted = ("kernel_", "alpha_", "plan_", "scaler_", "target_", "vector_", "_x", "_y", "conformal_")
+    _fitted: tuple[str, ...] = ("kernel_", "alpha_", "plan_", "scaler_", "target_", "vector_", "_x", "_y", "conformal_")
 
     def __init__(
         self,

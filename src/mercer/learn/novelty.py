@@ -34,8 +34,8 @@ class KernelNovelty(OutlierMixin, GramEstimator):
     Source [askari2018], [rasmussen2006, eq. 2.26], [vovk2005], [bates2023].
     """
 
-    _fitted = ("left_out_", "offset_", "_points")
-    _sometimes = ("_lower", "_square")
+    _fitted: tuple[str, ...] = ("left_out_", "offset_", "_points")
+    _sometimes: tuple[str, ...] = ("_lower", "_square")
 
     def __init__(
         self,

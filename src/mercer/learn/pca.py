@@ -42,11 +42,11 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GramEstimator
     Raises ConvergenceWarning. Source [scholkopf1998], [tonin2023, sec. 3-4], [bakir2004] for the way back.
     """
 
-    _fitted = (
+    _fitted: tuple[str, ...] = (
         "eigenvalues_", "row_weights_", "support_", "threshold_", "n_iter_", "_points", "_weights", "_offset",
         "_n_features_out",
     )  # fmt: skip
-    _sometimes = ("_back", "_target")
+    _sometimes: tuple[str, ...] = ("_back", "_target")
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
     _shown: int = 0  # rows that the preconditioner was made from
     _made: Steps | None = None
     _passes: int = 0  # calls of partial_fit
-    _fitted = (
+    _fitted: tuple[str, ...] = (
         "_start", "_points", "_weights", "_held", "stopped_", "epochs_", "history_", "batch_size_", "step_size_",
         "_seed", "_passes", "_shown",
     )  # fmt: skip

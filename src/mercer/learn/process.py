@@ -45,7 +45,7 @@ class GaussianProcessRegressor(KernelRegressor):
 
     _profile: bool = False
     _noise_name = "noise"
-    _fitted = ("_roots", "_shares")
+    _fitted: tuple[str, ...] = ("_roots", "_shares")
 
     def __init__(
         self,

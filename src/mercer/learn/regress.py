@@ -23,7 +23,7 @@ SPARE = 0.05  # of a left-out residual: what a fit is believed to leave of it at
 class KernelRegressor(IntervalRegressor, KernelEstimator, ABC):
     """Base of the regressors: not public."""
 
-    _fitted = ("_vector", "conformal_", "places_")
+    _fitted: tuple[str, ...] = ("_vector", "conformal_", "places_")
 
     _at_places = False  # whether predictions at places that were observed use what was observed there
     places_: Places | None

@@ -30,7 +30,7 @@ SHARE = 0.6  # of the seconds, for the rounds
 class _Recursive(KernelEstimator, ABC):
     """What both machines do in place of learning lengthscales."""
 
-    _fitted = ("iteration_", "history_")
+    _fitted: tuple[str, ...] = ("iteration_", "history_")
     learn = True  # a metric is always learned
     metric: str
     power: float

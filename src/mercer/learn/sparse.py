@@ -67,7 +67,9 @@ class SparseProcess(Saved, BaseEstimator, ABC):
     random_state: Any
     noise: float | None = None
     scaler_: Scaler
-    _fitted = ("kernel_", "noise_", "landmarks_", "bound_", "history_", "plan_", "scaler_", "_q", "_lower")
+    _fitted: tuple[str, ...] = (
+        "kernel_", "noise_", "landmarks_", "bound_", "history_", "plan_", "scaler_", "_q", "_lower",
+    )  # fmt: skip
 
     def _check(self) -> None:
         count("batch_size", self.batch_size, 1)

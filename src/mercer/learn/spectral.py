@@ -43,7 +43,7 @@ class SpectralRegressor(KernelRegressor):
     """
 
     _noise_name = "level"
-    _fitted = ("levels_", "errors_")
+    _fitted: tuple[str, ...] = ("levels_", "errors_")
 
     def __init__(
         self,

@@ -172,8 +172,9 @@ class Reader:
         if kind is None or not isinstance(fields, dict):
             raise DataError(f"{name} is a record {plain['record']!r}, which mercer does not have")
         given = {key: self(v, f"{name}.{key}", depth) for key, v in fields.items()}
+        own = dataclasses.is_dataclass(kind)
         try:
-            return kind(**given) if dataclasses.is_dataclass(kind) else kind.of(given)
+            return kind(**given) if own else kind.of(given)
         except (TypeError, KeyError) as error:
             raise DataError(f"{name} is no {plain['record']}: {error}") from error
 
@@ -197,8 +198,8 @@ class Saved(ABC):  # noqa: B024 - its classes have estimators for a base, too
     value is taken apart by `_pieces` and made again by `_restored`.
     """
 
-    _fitted: ClassVar[tuple[str, ...]] = ()
-    _sometimes: ClassVar[tuple[str, ...]] = ("n_features_in_", "feature_names_in_", "stopped_")
+    _fitted: tuple[str, ...] = ()
+    _sometimes: tuple[str, ...] = ("n_features_in_", "feature_names_in_", "stopped_")
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -268,7 +269,7 @@ class Saved(ABC):  # noqa: B024 - its classes have estimators for a base, too
             raise DataError(f"{newer}: install a newer mercer")
         if values["class"] != cls.__name__:
             raise DataError(f"a state of {str(values['class'])[:80]}, not of {cls.__name__}")
-        parts = {key: values.get(key) for key in ("arguments", "fitted", "parts")}
+        parts: dict[str, Any] = {key: values.get(key) for key in ("arguments", "fitted", "parts")}
         for key, part in parts.items():
             if not isinstance(part, dict):
                 raise DataError(f"the state of {cls.__name__} has no {key!r}")

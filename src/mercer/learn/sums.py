@@ -38,8 +38,8 @@ class Sums:
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Sums:
         """The sums that `plain` described."""
-        first = (plain[name] for name in ("kernel", "z", "middle", "level"))
-        found = cls(*first, plain["right"].shape[1], plain["seed"])
+        kernel, z, middle, level, seed = (plain[name] for name in ("kernel", "z", "middle", "level", "seed"))
+        found = cls(kernel, z, middle, level, plain["right"].shape[1], seed)
         vars(found).update({name: plain[name] for name in vars(found)})
         return found
 

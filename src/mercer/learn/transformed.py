@@ -50,7 +50,9 @@ class _Transformed(Saved, BaseEstimator, ABC):
     rank: int | None
     standardize: bool | None
     random_state: Any
-    _fitted = ("kernel_", "alpha_", "strength_", "plan_", "scaler_", "transduction_", "_spread", "_weights")
+    _fitted: tuple[str, ...] = (
+        "kernel_", "alpha_", "strength_", "plan_", "scaler_", "transduction_", "_spread", "_weights",
+    )  # fmt: skip
 
     def _check(self) -> None:
         positive("alpha", self.alpha)
@@ -164,7 +166,7 @@ class TransformedKernelRidge(RegressorMixin, _Transformed):
     Error: of pca, eigenpairs beyond rank count as zero; plan_ says what s makes of the last. Source [zhai2024].
     """
 
-    _fitted = ("target_", "_vector")
+    _fitted: tuple[str, ...] = ("target_", "_vector")
 
     def __init__(
         self,
@@ -229,7 +231,7 @@ class TransformedKernelClassifier(ClassifierMixin, _Transformed):
     Raises DataError when fewer than two classes are labelled. Source [zhai2024].
     """
 
-    _fitted = ("classes_", "_share")
+    _fitted: tuple[str, ...] = ("classes_", "_share")
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class SparseRegressor(RegressorMixin, SparseProcess, ABC):
     dof: float = 4.0
     target_: Target
     _vector: bool
-    _fitted = ("target_", "_vector")
+    _fitted: tuple[str, ...] = ("target_", "_vector")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -127,7 +127,7 @@ class SparseClassifier(ClassifierMixin, SparseProcess, ABC):
     """Base of classification on inducing points: not public."""
 
     classes_: np.ndarray
-    _fitted = ("classes_",)
+    _fitted: tuple[str, ...] = ("classes_",)
 
     def _scaling(self, rows: Rows) -> Scaler:
         return Scaler.fit(rows.take(rows.sample()))

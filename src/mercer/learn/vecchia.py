@@ -49,7 +49,9 @@ class VecchiaGaussianProcess(RegressorMixin, Saved, BaseEstimator):
     Source [vecchia1988], [katzfuss2021], [schafer2021, thm. 2.1].
     """
 
-    _fitted = ("kernel_", "noise_", "plan_", "scaler_", "target_", "_vector", "_data", "_rows", "_scores")
+    _fitted: tuple[str, ...] = (
+        "kernel_", "noise_", "plan_", "scaler_", "target_", "_vector", "_data", "_rows", "_scores",
+    )  # fmt: skip
 
     def __init__(
         self,
