@@ -474,6 +474,7 @@ _F, _OP, _FE, _NN, _CMP = (
 _LIN, _LEARN = "tests/test_linalg.py::test_", "tests/test_learn.py::test_"
 _PROCESS, _VARIATIONAL = "tests/test_process.py::test_", "tests/test_variational.py::test_"
 _MAR = "tests/test_margins.py::test_"
+_DEEP = "tests/test_deep.py::test_"
 _KRY, _SPE, _GRA = (f"tests/test_linalg_{part}.py::test_" for part in ("krylov", "spectral", "gradients"))
 
 # every public name -> the test that holds it against something that is not mercer
@@ -559,6 +560,9 @@ COVERED: dict[str, str] = {
     "learn.KernelSmootherRegressor": "tests/test_smoother.py::test_means_equal_the_double_loop",
     "learn.KernelSmootherClassifier": "tests/test_smoother.py::test_chances_are_shares_of_the_weights",
     "learn.InterpolatedClassifier": "tests/test_smoother.py::test_interpolation_is_soft_voting_with_these_weights",
+    "learn.DeepKernelMachine": _DEEP + "gram_matrices_are_the_second_moments_of_a_wide_deep_process",
+    "learn.DeepKernelMachineClassifier": _DEEP + "classes",
+    "learn.ConvolutionalDeepKernelMachine": _DEEP + "convolutional_tower_is_the_dense_network_gaussian_process",
     "learn.KernelPCA": "tests/test_pca.py::test_eigenvectors_agree_with_scikit_learn",
     "learn.KernelKMeans": "tests/test_cluster.py::test_with_a_linear_kernel_it_is_k_means",
     "learn.KernelSpectralClustering": "tests/test_cluster.py::test_modes_are_those_of_the_random_walk",

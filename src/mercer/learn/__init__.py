@@ -3,6 +3,8 @@
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.cluster import KernelKMeans, KernelSpectralClustering
 from mercer.learn.conformal import LocalConformal
+from mercer.learn.deepconv import ConvolutionalDeepKernelMachine
+from mercer.learn.deepkernels import DeepKernelMachine, DeepKernelMachineClassifier
 from mercer.learn.eigenpro import EigenProClassifier, EigenProRegressor
 from mercer.learn.falkon import FalkonRegressor
 from mercer.learn.interpolate import InterpolatedClassifier
@@ -24,6 +26,9 @@ from mercer.learn.variational import VariationalGaussianProcess, VariationalGaus
 from mercer.learn.vecchia import VecchiaGaussianProcess
 
 __all__ = [
+    "ConvolutionalDeepKernelMachine",
+    "DeepKernelMachine",
+    "DeepKernelMachineClassifier",
     "EigenProClassifier",
     "EigenProRegressor",
     "FalkonClassifier",

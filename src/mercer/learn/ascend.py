@@ -122,8 +122,10 @@ class _Whole:
         return -value, -slope
 
 
-def whole(model: Inducing, q: Posterior, x: Tensor, y: Tensor, course: Course, tolerance: float) -> Posterior:
-    """Climb with all rows at once by L-BFGS, q at its best for each trial.
+def whole(
+    model: Inducing, q: Posterior, x: Tensor, y: Tensor, course: Course, tolerance: float, most: int = STEPS
+) -> Posterior:
+    """Climb with all rows at once by L-BFGS of at most so many steps, q at its best for each trial.
 
     Cost: for each step about 12 n m^2 flops, and 8 n m float64 numbers.
     """
@@ -132,7 +134,7 @@ def whole(model: Inducing, q: Posterior, x: Tensor, y: Tensor, course: Course, t
     try:
         found = minimize(
             target, target.at, jac=True, method="L-BFGS-B", bounds=Bounds(*ends),
-            options={"maxiter": STEPS, "ftol": tolerance * len(x) / max(abs(target(target.at)[0]), 1.0) / 10},
+            options={"maxiter": most, "ftol": tolerance * len(x) / max(abs(target(target.at)[0]), 1.0) / 10},
         )  # fmt: skip
         course.settled = bool(found.success)
     except _Stop:
