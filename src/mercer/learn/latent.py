@@ -27,8 +27,8 @@ from mercer.learn.clock import Clock
 from mercer.learn.dklgp import DoubleKL
 from mercer.learn.likelihood import Evidence, Part
 from mercer.learn.likelihoods import observation
-from mercer.learn.state import Saved
 from mercer.learn.sequential import Rows
+from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, Target, deviation, read
 from mercer.learn.tune import Climb
 
@@ -141,10 +141,10 @@ class LatentVecchiaProcess(RegressorMixin, Saved, BaseEstimator):
             "vecchia", len(table), landmarks=min(int(self.neighbours), len(x) - 1), seconds=clock.used(),
             interrupted=clock.interrupted, steps=steps,
         )  # fmt: skip
-        words = f"{len(x):,} places, each with {plan.landmarks} neighbours in prior and posterior, {steps} steps of learning"
+        words = f"{len(x):,} places, each with {plan.landmarks} neighbours in prior and posterior"
         early = "; stopped by time_budget" if self.stopped_ == "time" else ""
         early = "; interrupted: the best so far was kept" if clock.interrupted else early
-        self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": f"{words}, {plan.seconds:.1f} s{early}"})
+        self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": f"{words}, {steps} steps of learning, {plan.seconds:.1f} s{early}"})
         return self
 
     def _settle(self, rows: Rows, clock: Clock) -> None:

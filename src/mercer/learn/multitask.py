@@ -191,6 +191,8 @@ class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
         entries = int((~np.isnan(target)).sum())
         how = {"kronecker": "eigenvectors of rows and tasks", "cholesky": "Cholesky", "cg": "conjugate gradients"}
         self.plan_ = f"{entries:,} observed entries of {y_shape(target)} by {how[self._how]}, {clock.used():.1f} s"
+        if clock.interrupted:
+            self.plan_ += "; learning was interrupted and the best so far was kept"
         log.info("%s: %s", type(self).__name__, self.plan_)
         return self
 

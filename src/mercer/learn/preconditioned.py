@@ -122,7 +122,8 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
         keep = self._keep(rows, self._seed)
         self._took(self._begin(rows, keep, self._seed) if found is None else Start.of(found[0]["start"], self.kernel))
         clock.interrupted = self._start.interrupted
-        checkpoint = Checkpoint(None, "") if clock.interrupted else checkpoint  # who comes back learns all of the kernel
+        if clock.interrupted:  # who comes back learns all of the kernel
+            checkpoint = Checkpoint(None, "")
         self._points = torch.empty(0, rows.columns)
         self._held = self._empty(rows)
         self._hold(rows, ~keep)

@@ -35,7 +35,7 @@ class _Smoother(GramEstimator, ABC):
     """Means of values: n c weighted by the kernel."""
 
     neighbours: int | None
-    _fitted = ("left_out_", "_points", "_values")
+    _fitted: tuple[str, ...] = ("left_out_", "_points", "_values")
 
     def _smooth_on(self, x: Tensor, values: Tensor, generator: torch.Generator) -> np.ndarray:
         """Keep the rows, choose a lengthscale where no kernel was given; left-out means `n c`, NaN where not judged."""
@@ -70,10 +70,12 @@ class _Smoother(GramEstimator, ABC):
         closest = float((-2 * near).clamp_min(0).sqrt().median()) * middle
         least = min(closest * SHARPER, middle / 2) or middle / 256
         many = int(np.ceil(np.log(middle / least) / np.log(STEP))) + 1
+        unit = self._values.abs().max().clamp_min(1e-300)  # squares of very large numbers are none
         errors = []
         for distance in np.geomspace(least, middle, many).tolist():
             self._set(gaussian_by(distance))
-            errors.append((float((self._left_out(rows) - self._values[rows]).square().mean()), distance))
+            wrong = (self._left_out(rows) - self._values[rows]) / unit
+            errors.append((float(wrong.square().mean()), distance))
         return gaussian_by(min(errors)[1])
 
     @torch.no_grad()
@@ -134,7 +136,7 @@ class KernelSmootherRegressor(IntervalRegressor, _Smoother):
     Raises StructureError for kernels that may be negative. Source [nadaraya1964], [watson1964].
     """
 
-    _fitted = ("target_", "_vector")
+    _fitted: tuple[str, ...] = ("target_", "_vector")
     _conformal: LocalConformal | None = None  # made when first asked for
 
     def __init__(
@@ -185,7 +187,7 @@ class KernelSmootherClassifier(ClassifierMixin, _Smoother):
     Raises StructureError; DataError when there is one class only. Source [jia2021], [watson1964].
     """
 
-    _fitted = ("classes_",)
+    _fitted: tuple[str, ...] = ("classes_",)
 
     def __init__(
         self,

@@ -230,10 +230,10 @@ class SparseProcess(Saved, BaseEstimator, ABC):
         how = "of all rows (L-BFGS)" if height >= n else f"of {height:,} rows each (natural gradients and Adam)"
         learned = f"learned by {course.steps:,} steps {how}" if course.steps else "with kernel and landmarks as given"
         last = "closed form" if model.observed.conjugate else f"{moves} natural gradient passes"
-        if not course.steps:
-            why = ""
-        elif course.clock.interrupted:
+        if course.clock.interrupted:
             why = "; learning was interrupted and the best so far was kept"
+        elif not course.steps:
+            why = ""
         else:
             why = "" if course.settled else "; learning stopped before the bound did: give more time or epochs"
         rest = f", last gain {gain:.1e} nats for each row" if gain > 0 else ""

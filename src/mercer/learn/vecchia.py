@@ -189,7 +189,8 @@ class VecchiaGaussianProcess(RegressorMixin, Saved, BaseEstimator):
             full = covariance.numpy()[..., None] * self.target_.scale**2
             return self._shaped(X, self.target_.back(mean.numpy())), as_given(X, full[..., 0] if self._vector else full)
         found, variance = self._predicted(X)
-        return (self._shaped(X, found), self._shaped(X, np.sqrt(variance) * self.target_.scale)) if return_std else self._shaped(X, found)
+        mean = self._shaped(X, found)
+        return (mean, self._shaped(X, np.sqrt(variance) * self.target_.scale)) if return_std else mean
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """(lower, upper) that hold a new y with this chance: predicted deviations, times what left-out rows ask for."""
