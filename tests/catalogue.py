@@ -6,11 +6,13 @@ another way. Properties over these lists live in the test files; what a case can
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,6 +115,32 @@ def _logistic(x: Point, y: Point) -> float:
     return math.prod(1 / math.cosh((a - b) / (2 * 0.8)) ** 2 for a, b in zip(x, y, strict=True))
 
 
+@functools.cache
+def _walsh(d: int) -> np.ndarray:
+    return functools.reduce(np.kron, [np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)] * d)
+
+
+@functools.cache
+def _state(u: tuple[float, ...]) -> np.ndarray:
+    """D H D H |0...0>, gates as matrices made by Kronecker products, D from the diagonals of its generators."""
+    d = len(u)
+
+    def gate(which: tuple[int, ...]) -> np.ndarray:
+        return functools.reduce(np.kron, [np.array([1.0, -1.0]) if i in which else np.ones(2) for i in range(d)])
+
+    angle = sum(u[i] * gate((i,)) for i in range(d))
+    for i in range(d):
+        for j in range(i + 1, d):
+            angle = angle + (math.pi - u[i]) * (math.pi - u[j]) * gate((i, j))
+    turn, start = np.exp(1j * angle), np.eye(2**d)[0]
+    return turn * (_walsh(d) @ (turn * (_walsh(d) @ start)))
+
+
+def _quantum(x: Point, y: Point) -> float:
+    left, right = (_state(tuple(a / 4.0 for a in point)) for point in (x, y))
+    return float(abs(np.vdot(left, right)) ** 2)
+
+
 def _matrix(d: int) -> list[list[float]]:
     return [[0.5 * (i == j) + 0.3 / (1 + i + 2 * j) for j in range(d)] for i in range(d)]
 
@@ -163,6 +191,7 @@ KERNELS = [
         lambda x, y: math.exp(-sum(a != b for a, b in zip(x, y, strict=True)) / 2.1),
         categories=True,
     ),
+    KernelCase("QuantumOverlap", lambda d: k.QuantumOverlap(4.0), _quantum),
     KernelCase("Constant", lambda d: k.Constant(0.8), lambda x, y: 0.8),
     KernelCase("Scaled", lambda d: 2.5 * k.Gaussian(1.3), lambda x, y: 2.5 * math.exp(-_r2(x, y) / (2 * 1.3**2))),
     KernelCase(
@@ -572,7 +601,7 @@ COVERED: dict[str, str] = {
     "kernels.Precomputed": _MAR + "a_given_matrix_is_checked",
     "learn.EigenProRegressor": "tests/test_eigenpro.py::test_landmarks_apart_reach_their_least_squares",
     "learn.EigenProClassifier": "tests/test_eigenpro.py::test_logistic_descent_finds_the_likeliest_weights",
-    "learn.explain": "tests/test_options.py::test_what_centres_leave_is_the_schur_complement",
+    "learn.explain": "tests/test_options.py::test_what_landmarks_leave_is_the_schur_complement",
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VecchiaGaussianProcess": "tests/test_vecchia_gp.py::test_predictions_with_all_neighbours_are_exact",
     "learn.LatentVecchiaProcess": "tests/test_vecchia_gp.py::test_gaussian_posterior_of_all_neighbours_is_exact",

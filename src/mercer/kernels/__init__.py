@@ -14,6 +14,7 @@ from mercer.kernels.mixture import SpectralMixture
 from mercer.kernels.ntk import EmpiricalNTK
 from mercer.kernels.periodic import Cosine, Periodic
 from mercer.kernels.precomputed import Precomputed
+from mercer.kernels.quantum import QuantumOverlap
 from mercer.kernels.rational import InverseMultiquadric, RationalQuadratic
 from mercer.kernels.riesz import Riesz
 from mercer.kernels.wendland import Wendland
@@ -39,6 +40,7 @@ __all__ = [
     "Precomputed",
     "Product",
     "ProfileKernel",
+    "QuantumOverlap",
     "RationalQuadratic",
     "Riesz",
     "Scaled",
