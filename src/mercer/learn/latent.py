@@ -141,10 +141,11 @@ class LatentVecchiaProcess(RegressorMixin, Saved, BaseEstimator):
             "vecchia", len(table), landmarks=min(int(self.neighbours), len(x) - 1), seconds=clock.used(),
             interrupted=clock.interrupted, steps=steps,
         )  # fmt: skip
-        words = f"{len(x):,} places, each with {plan.landmarks} neighbours in prior and posterior"
+        words = f"{len(x):,} places, each with {plan.landmarks} neighbours in prior and posterior, {steps} steps"
         early = "; stopped by time_budget" if self.stopped_ == "time" else ""
         early = "; interrupted: the best so far was kept" if clock.interrupted else early
-        self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": f"{words}, {steps} steps of learning, {plan.seconds:.1f} s{early}"})
+        sentence = f"{words} of learning, {plan.seconds:.1f} s{early}"
+        self.plan_ = planning.Plan(**{**plan.as_dict(), "sentence": sentence})
         return self
 
     def _settle(self, rows: Rows, clock: Clock) -> None:
