@@ -277,3 +277,21 @@ def test_streams_go_on_after_they_were_saved() -> None:
     ):
         again = type(model).from_state(*through_files(model))
         same(again.partial_fit(x[40:], y[40:]).predict(x), model.partial_fit(x[40:], y[40:]).predict(x))
+
+
+def test_a_kernel_comes_back_to_the_last_bit() -> None:
+    """The logarithm that is trained need not be the one of any lengthscale."""
+    raw = torch.tensor(1 / 3000, dtype=torch.float64)
+    assert raw.exp().log() != raw
+    kernel = Gaussian(1.0)
+    kernel.load_state_dict({"log_lengthscale": raw})
+    x, y = problem("KernelRidge", {})
+    again = learn.KernelRidge.from_state(*through_files(learn.KernelRidge(kernel, 0.1, learn=False).fit(x, y)))
+    assert torch.equal(again.kernel_.state_dict()["log_lengthscale"], raw)
+
+
+@pytest.mark.parametrize("name", ["FalkonRegressor", "EigenProRegressor"])
+def test_what_a_fit_puts_off_is_made_before_it_is_saved(name: str) -> None:
+    model = fitted(name)
+    again = type(model).from_state(*through_files(model))
+    same(again.predict_interval(np.ones((3, D))), model.predict_interval(np.ones((3, D))))
