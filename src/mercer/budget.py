@@ -98,5 +98,8 @@ def memory(limit: int | str) -> Iterator[int]:
 
 
 def mib(size: float) -> str:
-    """Bytes in MiB, small amounts too."""
-    return f"{size / 2**20:,.{0 if size >= 100 * 2**20 else 3}f} MiB"
+    """Bytes as people read them: MiB with three digits, small amounts too, GiB from 1,024 of them on."""
+    if size >= 2**30:
+        return f"{size / 2**30:,.2f} GiB" if size < 100 * 2**30 else f"{size / 2**30:,.0f} GiB"
+    amount = size / 2**20
+    return f"{amount:,.{0 if amount >= 100 else 1 if amount >= 10 else 3}f} MiB"

@@ -14,8 +14,7 @@ from threadpoolctl import threadpool_info
 
 from mercer.app.calibrate import calibrate
 from mercer.app.cores import cores
-from mercer.app.words import amount
-from mercer.budget import free_memory, memory_budget
+from mercer.budget import free_memory, memory_budget, mib
 from mercer.machine import core
 from mercer.machine.library import wanted
 from mercer.machine.rates import rates
@@ -72,7 +71,7 @@ def examine(calibrated: bool = False) -> dict[str, Any]:
             "lightgbm is not installed, so reports lack their strongest yardstick: pip install 'mercer[compare]'"
         )
     if free_memory() < 2**30:
-        advice.append(f"only {amount(free_memory())} of memory are free: close something, or fit fewer rows")
+        advice.append(f"only {mib(free_memory())} of memory are free: close something, or fit fewer rows")
     if torch.get_num_threads() > cores():
         advice.append(f"torch uses {torch.get_num_threads()} threads on {cores()} cores: set OMP_NUM_THREADS={cores()}")
     blas = sorted({f"{b['internal_api']} {b['version']}" for b in threadpool_info() if b["user_api"] == "blas"})
@@ -101,8 +100,8 @@ def as_text(facts: dict[str, Any]) -> str:
     lines.append(f"{facts['threads']} threads on {facts['cores']} cores; BLAS {', '.join(facts['blas']) or 'unknown'}")
     lines.append(f"compiled core: {facts['core'] or 'none'}; planner: {facts['rates']}")
     lines.append(
-        f"{amount(facts['free_memory'])} of memory free, {amount(facts['memory_budget'])} of it for one product; "
-        f"{amount(facts['free_disk'])} of disk free here"
+        f"{mib(facts['free_memory'])} of memory free, {mib(facts['memory_budget'])} of it for one product; "
+        f"{mib(facts['free_disk'])} of disk free here"
     )
     lines += [f"! {advice}" for advice in facts["advice"]] or ["nothing to mend"]
     return "\n".join(lines)

@@ -10,16 +10,16 @@ from typing import Any
 
 from mercer.app.fitting import FOLDS, goal, split
 from mercer.app.frame import TableEncoder
-from mercer.app.heads import is_local
+from mercer.app.heads import groups, is_local
+from mercer.app.pace import Pace
 from mercer.app.prepared import prepare
-from mercer.app.words import amount, count, shown
-from mercer.budget import free_memory, memory, memory_budget
+from mercer.app.progress import Watch
+from mercer.app.words import count, shown
+from mercer.budget import free_memory, memory, memory_budget, mib
 from mercer.errors import MemoryBudgetError
 from mercer.learn.options import Option, lines, options
-from mercer.learn.plan import Plan
+from mercer.learn.plan import Plan, span
 from mercer.learn.table import Scaler
-
-NEIGHBOURS_MEMORY = 32 * 2**20  # bytes that a chunk of small systems takes
 
 
 def run(
@@ -31,28 +31,32 @@ def run(
     """
     ready = prepare(path, names, task, group)
     folds = FOLDS if ready.groups is None else len(split(ready.targets, FOLDS, 0, ready.groups))
-    aims = goal(ready.targets)
-    _, x = TableEncoder.fit(ready.frame, aims, 0)
+    _, x = TableEncoder.fit(ready.frame, goal(ready.targets), 0)
     n, d = x.shape
-    share = 0.85 * seconds / (folds + 1)
+    parts = groups(ready.targets)
+    first = [ready.targets[i] for i in parts[0]]  # numbers, where there are any
+    numbers = first[0].task == "regression"
+    share = Pace(Watch(seconds, quiet=True), folds + 1).share() / len(parts)
     with memory(limit) if limit is not None else nullcontext():
-        learners = options(n, d, aims.shape[1], x=Scaler.fit(x)(x), seconds=share)
+        learners = options(
+            n, d, len(first) if numbers else len(first[0].classes), x=Scaler.fit(x)(x), seconds=share,
+            task="regression" if numbers else "classification",
+        )  # fmt: skip
         budget = memory_budget()
-    chosen = next(o.plan for o in learners if o.chosen and o.plan is not None)
-    if is_local(n, d) and all(t.task == "regression" for t in ready.targets):
-        chosen = Plan("neighbours", n, memory=NEIGHBOURS_MEMORY)
+    if is_local(n, d) and numbers:
         learners = [replace(o, chosen=o.learner == "NeighbourRidge") for o in learners]
+        learners.sort(key=lambda o: (not o.chosen, bool(o.refused), o.seconds))
+    chosen = next(o for o in learners if o.chosen)
+    plan = chosen.plan or Plan("neighbours", n)
     if x.nbytes * 4 > free_memory():
-        raise MemoryBudgetError(
-            f"{n:,} rows of {d} coordinates need {amount(x.nbytes * 4)}; give fewer rows or columns"
-        )
+        raise MemoryBudgetError(f"{n:,} rows of {d} coordinates need {mib(x.nbytes * 4)}; give fewer rows or columns")
     return {
         "rows": n, "columns": len(ready.frame.columns), "coordinates": d,
         "targets": [{"name": t.name, "task": t.task, "classes": t.classes} for t in ready.targets],
         "dropped": [{"column": note.column, "why": note.text} for note in ready.notes if note.dropped],
         "notes": ready.sentences, "trainings": folds + 1, "group": group, "seconds": seconds, "budget": budget,
-        "learners": [{**asdict(o), "plan": None} for o in learners],
-        "algorithm": chosen.algorithm, "landmarks": chosen.landmarks, "memory": chosen.memory,
+        "share": share, "learners": [{**asdict(o), "plan": None} for o in learners],
+        "algorithm": plan.algorithm, "landmarks": plan.landmarks, "memory": chosen.memory,
     }  # fmt: skip
 
 
@@ -72,12 +76,10 @@ def as_text(facts: dict[str, Any]) -> str:
             f"{count(facts['coordinates'], 'coordinate')}; to predict {goals}"
         ),
         f"each of {facts['trainings']} trainings ({facts['trainings'] - 1} folds and all rows) solves {how}",
-        (
-            f"{amount(facts['memory'])} of memory planned, {amount(facts['budget'])} "
-            f"allowed; up to {facts['seconds']:.0f} s"
-        ),
+        f"{mib(facts['memory'])} of memory planned, {mib(facts['budget'])} allowed; up to {span(facts['seconds'])}",
     ]
     said += [f"column '{shown(d['column'])}' is not used: it {d['why']}" for d in facts["dropped"]]
     said += [f"! {note}" for note in facts["notes"]]
     rows = [Option(**o) for o in facts["learners"]]
-    return "\n".join([*said, "", "learners for one training, by the seconds of a solve:", *lines(rows)])
+    each = f"of {span(facts['share'])} " if "share" in facts else ""
+    return "\n".join([*said, "", f"learners for one training {each}on all rows, by their time:", *lines(rows)])

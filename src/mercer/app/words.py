@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from mercer.budget import mib
+
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -81,11 +83,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def amount(size: float) -> str:
     """Bytes as people write them."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit in ("B", "KB") or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TB"
+    return mib(size)
 
 
 def count(n: int, one: str, many: str | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -12,24 +12,27 @@ from torch import Tensor
 from mercer.budget import memory_budget, mib
 from mercer.kernel import Kernel
 from mercer.kernels import Matern
+from mercer.learn import costs
 from mercer.learn import plan as planning
-from mercer.learn.plan import Speed
+from mercer.learn.effort import Effort, Need
+from mercer.learn.plan import Speed, span
 from mercer.linalg import Cholesky
 
+TASKS = ("regression", "classification", "unsupervised")
 SAMPLE, LANDMARKS = 400, 1500  # rows whose variance landmarks are to explain, and landmarks that are tried
-STREAMED = 1000  # landmarks of learners that stream, unless they are told otherwise
-EPOCHS, PASSES, STEPS = 10, 25, 60  # of EigenPro, of Falkon over the rows, of a likelihood that is climbed
-INDUCING, BATCHES = 300, 20  # inducing points and passes of a variational process
-NEIGHBOURS, FLAT = 30, 4  # of Vecchia; columns up to which nearest rows tell what there is to know
-EIGH, BATCH = 2000, 2**23  # rows whose eigenpairs are all found; bytes of a batch of rows
+FLAT = 4  # columns up to which nearest rows tell what there is to know
+WHERE = (
+    "landmark error: estimate of the part of a function drawn from this kernel that landmarks leave (rms, of its size)"
+)
 
 
 @dataclass(frozen=True)
 class Option:
-    """A learner and how it would learn. memory: bytes beside the table; seconds: of a solve with a known kernel.
+    """A learner and how it would learn. memory, seconds: of a fit that is given `seconds`, beside the table.
 
-    error: root mean square of what it cannot tell of a function drawn from the kernel, as a share of its deviation
-    (0: rounding only, None: not known beforehand). refused: why it is out of the question, or "". plan: of KernelRidge.
+    error: estimate of the root mean square of what its landmarks cannot tell of a function drawn from the kernel, as a
+    share of its deviation (0: rounding only, None: not known beforehand; most: it is at most that). Noise, and a
+    kernel that is wrong, come on top. refused: why it is out of the question, or "". plan: of KernelRidge.
     """
 
     learner: str
@@ -38,6 +41,20 @@ class Option:
     seconds: float
     error: float | None
     refused: str
+    chosen: bool = False
+    plan: planning.Plan | None = None
+    most: bool = False
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One way to learn, before it is judged. landmarks: whose error is to be known, 0: none, -1: not known."""
+
+    learner: str
+    how: str
+    need: Need
+    landmarks: int = -1
+    refused: str = ""
     chosen: bool = False
     plan: planning.Plan | None = None
 
@@ -60,103 +77,185 @@ def unseen(kernel: Kernel, x: Tensor, landmarks: int) -> float:
     return float(((prior - known).clamp_min(0).mean() / prior.mean()).sqrt())
 
 
-def options(
-    n: int, d: int, outputs: int = 1, *, kernel: Kernel | None = None, x: Tensor | None = None, seconds: float = 60.0
-) -> list[Option]:
-    """Every learner for n rows of d columns, what `mercer fit` and KernelRidge would take first.
-
-    x: rows on their common scale, `n' d`; with a kernel (None: Matern 5/2 at the usual distance) they tell the error
-    that landmarks leave, and the speed. Memory is compared with mercer.memory's budget, seconds with `seconds`.
-    """
+def _check(n: int, d: int, outputs: int, seconds: float, task: str) -> None:
     for name, count in (("n", n), ("d", d), ("outputs", outputs)):
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise ValueError(f"{name} is {count!r}; expected a whole number >= 1")
-    if not seconds > 0:
+    if not isinstance(seconds, Real) or not seconds > 0:
         raise ValueError(f"seconds is {seconds}; expected more than 0")
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+
+
+def options(
+    n: int, d: int, outputs: int = 1, *, task: str = "regression", kernel: Kernel | None = None,
+    x: Tensor | None = None, seconds: float = 60.0,
+) -> list[Option]:  # fmt: skip
+    """Every learner for n rows of d columns; first what `mercer fit`, KernelRidge and KernelClassifier would take.
+
+    outputs: columns of y, classes, or components and clusters; task: "regression", "classification", "unsupervised".
+    x: rows on their common scale, `n' d`; with a kernel (None: Matern 5/2 at the usual distance) they tell the error
+    that landmarks leave, and the speed. Memory is compared with mercer.memory's budget, seconds with `seconds`, the
+    time budget of the fit.
+    """
+    _check(n, d, outputs, seconds, task)
+    outputs = max(outputs, 2) if task == "classification" else outputs
     kernel = Matern(2.5, max(d, 1) ** 0.5) if kernel is None else kernel
     rows = torch.randn(planning.RATE_ROWS, d, generator=torch.Generator().manual_seed(0)) if x is None else x
-    speed = Speed.measure(kernel, rows)
+    e = Effort.measure(kernel, n, d, outputs, float(seconds), Speed.measure(kernel, rows))
+    made = {"regression": _regression, "classification": _classification, "unsupervised": _unsupervised}[task](e)
+    budget, table = memory_budget(), e.table().memory
+    room = max(budget, e.drawn(costs.SHARE).memory - table)  # what learning a kernel takes, whatever the budget
     known: dict[int, float] = {}
-
-    def left(landmarks: int) -> float | None:
-        if x is None:
-            return None
-        many = min(landmarks, LANDMARKS)
-        if many not in known:
-            known[many] = unseen(kernel, x, many)
-        return known[many]
-
-    chosen = planning.choose(n, seconds, speed, outputs)
-    ridge = [
-        _ridge(p, p.plan.algorithm == chosen.algorithm, left) for p in planning.proposals(n, seconds, speed, outputs)
-    ]
-    found = ridge + _others(n, d, outputs, seconds, speed, planning.pair_seconds(kernel, d, outputs), left)
+    found = []
+    for line in made:
+        m, error = min(line.landmarks, n), None
+        if line.landmarks == 0:
+            error = 0.0
+        elif line.landmarks > 0 and x is not None:
+            tried = min(m, LANDMARKS)
+            known[tried] = error = known[tried] if tried in known else unseen(kernel, x, tried)
+        slow = "too slow" if line.need.seconds > seconds else ""
+        reason = line.refused or ("too large" if line.need.memory - table > room and line.plan is None else slow)
+        most = error is not None and x is not None and m > max(min(LANDMARKS, len(x) - SAMPLE // 4), 1)
+        reason = "" if line.chosen else reason
+        found.append(
+            Option(
+                line.learner, line.how, line.need.memory, line.need.seconds, error, reason, line.chosen, line.plan, most
+            )
+        )
     return sorted(found, key=lambda o: (not o.chosen, bool(o.refused), o.seconds))
 
 
-def _ridge(proposal: planning.Proposal, chosen: bool, left: Callable[[int], float | None]) -> Option:
-    plan = proposal.plan
-    words = {
-        "cholesky": "exactly, by Cholesky", "cg": "the whole kernel, by conjugate gradients",
-        "nystrom": f"{plan.landmarks:,} landmarks, normal equations", "falkon": f"{plan.landmarks:,} landmarks, by CG",
-    }  # fmt: skip
-    error = left(plan.landmarks) if plan.algorithm in ("nystrom", "falkon") else 0.0
-    name = "KernelRidge, GaussianProcessRegressor" if plan.algorithm in ("cholesky", "nystrom") else "KernelRidge"
-    return Option(name, words[plan.algorithm], plan.memory, proposal.seconds, error, proposal.refused, chosen, plan)
+def _ridges(e: Effort, name: str, price: Callable[[Effort, planning.Plan, float], Need]) -> list[_Line]:
+    """KernelRidge or KernelClassifier by each of the four algorithms."""
+    columns = 1 if name == "KernelClassifier" and e.outputs == 2 else e.outputs
+    spent = e.kernel_of(e.n, 0.5 if name == "KernelRidge" else 0.35).seconds
+    left = max(e.seconds - spent, 1.0)
+    chosen = planning.choose(e.n, left, e.speed, columns)
+    found = []
+    for p in planning.proposals(e.n, left, e.speed, columns):
+        plan = p.plan
+        words = {
+            "cholesky": "exactly, by Cholesky", "cg": "the whole kernel, by conjugate gradients",
+            "nystrom": f"{plan.landmarks:,} landmarks, normal equations",
+            "falkon": f"{plan.landmarks:,} landmarks, by CG",
+        }  # fmt: skip
+        marks = plan.landmarks if plan.algorithm in ("nystrom", "falkon") else 0
+        taken = plan.algorithm == chosen.algorithm
+        found.append(_Line(name, words[plan.algorithm], price(e, plan, p.seconds), marks, p.refused, taken, plan))
+    return found
 
 
-def _others(
-    n: int, d: int, outputs: int, seconds: float, speed: Speed, pair: float, left: Callable[[int], float | None]
-) -> list[Option]:
-    budget = memory_budget()
+def _near(e: Effort, most: int = FLAT) -> str:
+    return "" if e.d <= most else f"more than {most} columns"
 
-    def option(learner: str, how: str, memory: float, took: float, error: float | None, refused: str = "") -> Option:
-        reason = refused or ("too large" if memory > budget else "too slow" if took > seconds else "")
-        return Option(learner, how, memory, took, error, reason)
 
-    m, p = min(STREAMED, n), min(INDUCING, n)
-    pairs = float(n) * m
-    near = NEIGHBOURS + 1
-    flat = "" if d <= FLAT else f"more than {FLAT} columns"
-    few = "" if n <= EIGH else f"more than {EIGH:,} rows"
+def _streamed(e: Effort, name: str, classes: bool) -> list[_Line]:
+    """Falkon and EigenPro."""
+    kept = max(e.n - e.n // 10, 1)
+    m = min(costs.STREAMED, kept)
+    kind = "Classifier" if classes else "Regressor"
     return [
-        option("FalkonRegressor", f"{m:,} landmarks, rows streamed", 32.0 * m * m + BATCH,
-               2 * PASSES * pairs * pair + 2.0 * m**3 / speed.flops, left(m)),
-        option("EigenProRegressor", f"{m:,} landmarks, rows streamed", 8.0 * m * m + BATCH,
-               2 * EPOCHS * pairs * pair + 2.0 * m**3 / speed.flops, left(m)),
-        option("EigenProRegressor", "every row a centre", 4.0 * n * (d + 160 + outputs) + BATCH,
-               EPOCHS * float(n) * n * pair, None),
-        option("VariationalGaussianProcess", f"{p:,} inducing points, any likelihood", 24.0 * p * p + BATCH,
-               BATCHES * 12.0 * n * p * p / speed.flops, left(p)),
-        option("VecchiaGaussianProcess", f"{NEIGHBOURS} neighbours", 8.0 * 4096 * near * near * 4,
-               STEPS * min(n, 32_000) * (near**3 / speed.flops + near * near / speed.values), None, flat),
-        option("NeighbourRidge", "each point from its nearest rows", 4.0 * BATCH,
-               n * (near**3 / speed.flops + near * near / speed.values), None, flat if d > 3 else ""),
-        option("GaussianProcessRegressor", "the whole kernel, CG and sampled likelihood", 24.0 * n * min(1000, n),
-               20 * STEPS * float(n) * n * pair, 0.0),
-        option("SpectralRegressor", "all eigenpairs", 40.0 * n * n, 25.0 * n**3 / speed.flops, 0.0, few),
-        option("RecursiveFeatureMachine", "a learned metric, then as KernelRidge", 8.0 * 8 * m * m,
-               15 * (2.0 * min(n, 16_000) * m * m / speed.flops + min(n, 16_000) * m / speed.values), left(m)),
+        _Line(f"Falkon{kind}", f"{m:,} landmarks, rows streamed", costs.falkon(e, classes), m),
+        _Line(f"EigenPro{kind}", f"{m:,} landmarks, rows streamed", costs.eigenpro(e, m, classes), m),
+        _Line(f"EigenPro{kind}", "every row a landmark", costs.eigenpro(e, None, classes)),
+    ]
+
+
+def _regression(e: Effort) -> list[_Line]:
+    ridge = _ridges(e, "KernelRidge", costs.ridge)
+    plan = next(line.plan for line in ridge if line.chosen)
+    p, exact = min(costs.INDUCING, e.n), e.n <= planning.EXACT_ROWS
+    marks = min(planning.LANDMARKS, e.n)
+    one = "" if e.outputs > 1 else "one output"
+    return [
+        *ridge, *_streamed(e, "regression", False),
+        _Line("GaussianProcessRegressor", "exactly, by Cholesky" if exact else f"{marks:,} landmarks",
+              costs.process(e), 0 if exact else marks),
+        _Line("GaussianProcessRegressor", 'method="cg": the whole kernel', costs.whole_process(e), 0),
+        _Line("VariationalGaussianProcess", f"{p:,} inducing points, any likelihood", costs.variational(e), p),
+        _Line("MultitaskGaussianProcess", "tasks that learn from each other", costs.multitask(e), 0, one),
+        _Line("VecchiaGaussianProcess", f"{costs.NEIGHBOURS} neighbours", costs.vecchia(e), -1, _near(e)),
+        _Line("LatentVecchiaProcess", "15 neighbours, any likelihood", costs.latent(e), -1,
+              _near(e) or ("one output only" if e.outputs > 1 else "")),
+        _Line("NeighbourRidge", "each point from its nearest rows", costs.neighbours(e), -1, _near(e, 3)),
+        _Line("SpectralRegressor", "all eigenpairs" if e.n <= 2000 else "eigenpairs of 1,000 landmarks",
+              costs.spectral(e), 0 if e.n <= 2000 else 1000),
+        _Line("RecursiveFeatureMachine", "a learned metric, then as KernelRidge", costs.machine(e, *_solved(e, ridge)),
+              plan.landmarks if plan is not None and plan.algorithm in ("nystrom", "falkon") else 0),
+        _Line("TransformedKernelRidge", "unlabelled rows count; all eigenpairs" if e.n <= 2000 else
+              "unlabelled rows count; 300 eigenpairs", costs.transformed(e), 0 if e.n <= 2000 else -1),
+    ]  # fmt: skip
+
+
+def _solved(e: Effort, lines: list[_Line]) -> tuple[planning.Plan, float]:
+    """(the plan of the chosen line, the seconds of its solve)."""
+    plan = next(line.plan for line in lines if line.chosen)
+    left = max(e.seconds - e.kernel_of(e.n, 0.5).seconds, 1.0)
+    same = (p for p in planning.proposals(e.n, left, e.speed, e.outputs) if plan and p.plan.algorithm == plan.algorithm)
+    found = next(same)
+    return found.plan, found.seconds
+
+
+def _classification(e: Effort) -> list[_Line]:
+    first = _ridges(e, "KernelClassifier", costs.classifier)
+    p = min(costs.INDUCING, e.n)
+    two = "" if e.outputs == 2 else "two classes only"
+    whole = e.n <= 10_000 and 24.0 * e.n * e.n <= memory_budget()
+    return [
+        *first, *_streamed(e, "classification", True),
+        _Line("KernelSVC", "the whole Gram, by LIBSVM" if whole else "500 landmarks, by LIBLINEAR", costs.svc(e),
+              0 if whole else 500),
+        _Line("KernelMeanClassifier", "nearest mean of a class; nothing is solved", costs.means(e), 0),
+        _Line("VariationalGaussianProcessClassifier", f"{p:,} inducing points", costs.variational(e, True), p),
+        _Line("LatentVecchiaProcess", '15 neighbours, likelihood="bernoulli"', costs.latent(e), -1, _near(e) or two),
+        _Line("RecursiveFeatureClassifier", "a learned metric, then as KernelClassifier",
+              costs.machine(e, *_solved(e, first), True), 0 if e.n <= planning.EXACT_ROWS else 1000),
+        _Line("TransformedKernelClassifier", "unlabelled rows count", costs.transformed(e), 0 if e.n <= 2000 else -1),
+    ]  # fmt: skip
+
+
+def _unsupervised(e: Effort) -> list[_Line]:
+    c = 8 if e.outputs == 1 else e.outputs
+    exact = e.n <= planning.EXACT_ROWS and 32.0 * e.n * e.n <= memory_budget()
+    return [
+        _Line("KernelPCA", f"{e.outputs} components of the whole Gram", costs.components(e), 0),
+        _Line("KernelKMeans", f"{c} clusters, ten starts side by side", costs.means_of_clusters(e), 0),
+        _Line("KernelSpectralClustering", f"{c} clusters of a random walk", costs.walks(e), 0),
+        _Line("KernelNovelty", "exactly, by Cholesky" if exact else "1,000 landmarks", costs.novelty(e),
+              0 if exact else 1000),
+        _Line("KernelNovelty", 'method="mean": nothing is solved', costs.means(e), 0),
     ]  # fmt: skip
 
 
 def explain(
-    n: int, d: int, outputs: int = 1, *, kernel: Kernel | None = None, x: Tensor | None = None, seconds: float = 60.0
-) -> None:
-    """Print `options`: what `mercer fit` takes first, then what fits by its seconds, then what does not and why."""
-    found = options(n, d, outputs, kernel=kernel, x=x, seconds=seconds)
-    size = f"{n:,} rows, {d} columns, {outputs} output{'s' if outputs > 1 else ''}"
-    print(f"{size}; memory budget {mib(memory_budget())}, {seconds:g} s", *lines(found), sep="\n")
+    n: int, d: int, outputs: int = 1, *, task: str = "regression", kernel: Kernel | None = None,
+    x: Tensor | None = None, seconds: float = 60.0,
+) -> None:  # fmt: skip
+    """Print `options`, a line for each learner: what `mercer fit` takes, then what fits by its seconds, then the rest.
+
+    A learner with several ways stands there with the quickest that fits. Arguments as in `options`.
+    """
+    found = options(n, d, outputs, task=task, kernel=kernel, x=x, seconds=seconds)
+    unit = {"regression": "output", "classification": "class", "unsupervised": "component"}[task]
+    many = unit + ("es" if unit == "class" else "s") * (outputs > 1)
+    size = f"{n:,} rows, {d} columns, {outputs} {many}"
+    print(f"{size}; memory budget {mib(memory_budget())}, time {span(seconds)}", *lines(found), sep="\n")
 
 
 def lines(found: list[Option]) -> list[str]:
-    """The table of `explain`."""
-    wide = max(len(o.learner) for o in found) + 2
-    rest = max(len(o.how) for o in found) + 2
-    table = [f"   {'learner':<{wide}}{'how':<{rest}}{'memory':>14}{'seconds':>9}{'error':>8}"]
+    """The table of `explain`: the first option of each learner, and what its last column is."""
+    first: dict[str, Option] = {}
     for o in found:
-        error = "-" if o.error is None else "0" if o.error == 0 else f"{o.error:.1%}"
+        first.setdefault(o.learner, o)
+    kept = list(first.values())
+    wide = max(len(o.learner) for o in kept) + 2
+    rest = max(len(o.how) for o in kept) + 2
+    table = [f"   {'learner':<{wide}}{'how':<{rest}}{'memory':>10}{'time':>9}{'landmark error':>16}"]
+    for o in kept:
+        error = "-" if o.error is None else "0" if o.error == 0 else f"{'<' if o.most else ''}{o.error:.1%}"
         mark = "->" if o.chosen else "  "
-        row = f"{mark} {o.learner:<{wide}}{o.how:<{rest}}{mib(o.memory):>14}{o.seconds:>9.2g}{error:>8}"
+        row = f"{mark} {o.learner:<{wide}}{o.how:<{rest}}{mib(o.memory):>10}{span(o.seconds):>9}{error:>16}"
         table.append(f"{row}  {o.refused}".rstrip())
-    return table
+    return [*table, f"   {WHERE}"]
