@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ _REPORT = (
 _LEAST, _ENOUGH = 0.5, 1.5  # seconds that a training is asked to take at least, and below which there are fewer folds
 _UNEVEN = 0.6  # of what the first training was asked to take, or needed: no later one is asked for less
 _OVER = 0.15  # of the budget that a second fold may cost beyond it: one fold judges badly
+_SEEN, _BUSIEST = 0.5, 4.0  # seconds of work that show how busy the machine is, and the most that is believed of it
 _UNTOLD = 30.0  # seconds of a training when there is no budget
 
 
@@ -43,11 +45,17 @@ class Pace:
 
     def __post_init__(self) -> None:
         self.left = self.trainings
+        self._begun = time.monotonic(), time.process_time()
 
     def until_report(self) -> float:
         """Seconds until the report must be begun."""
         budget = self.watch.seconds or 0.0
-        return self.watch.left() - max(_REPORT_SHARE * budget, min(_REPORT, 0.4 * budget))
+        return self.watch.left() - max(_REPORT_SHARE * budget, min(_REPORT * self._busy(), 0.4 * budget))
+
+    def _busy(self) -> float:
+        """How many times as long as its work takes all has taken so far, as other programs want the machine too."""
+        wall, work = time.monotonic() - self._begun[0], time.process_time() - self._begun[1]
+        return min(max(wall / work, 1.0), _BUSIEST) if work > _SEEN else 1.0
 
     def beside(self) -> float:
         """Seconds that the yardsticks of a fold may take."""
