@@ -312,14 +312,35 @@ def test_learned_gram_matrices_beat_held_ones_on_digits() -> None:
     assert right[1] > right[0] > 0.7 and losses[1] < losses[0] - 0.2
 
 
+def test_many_outputs_teach_what_the_kernel_does_not_know() -> None:
+    """Eight outputs of one direction of five columns: free Gram matrices leave half of the error of held ones."""
+    random = rng(0)
+    turn, shared = np.linalg.qr(random.normal(size=(5, 5)))[0][:, :1], random.normal(size=(3, 8))
+
+    def true(x: np.ndarray) -> np.ndarray:
+        a = 3 * (x @ turn)
+        return np.concatenate([np.sin(a), np.cos(2 * a), a > 0.3], 1) @ shared
+
+    x, new = random.uniform(-1, 1, size=(80, 5)), random.uniform(-1, 1, size=(200, 5))
+    y = true(x) + 0.2 * random.normal(size=(80, 8))
+    left = [
+        1
+        - DeepKernelMachine(layers=1, nu=nu, landmarks=30, tolerance=0.3, random_state=0)
+        .fit(x, y)
+        .score(new, true(new))
+        for nu in (math.inf, 10.0)
+    ]
+    assert left[1] < left[0] / 2
+
+
 def test_batches_and_all_rows_learn_alike() -> None:
-    x, y = problem(300)
-    machine = DeepKernelMachine(layers=1, nu=50.0, landmarks=20, random_state=0)
+    x, y = problem(150)
+    machine = DeepKernelMachine(layers=1, nu=50.0, landmarks=15, tolerance=0.01, random_state=0)
     whole = machine.fit(x, y)
     score, bound = whole.score(x, y), whole.bound_
     machine._whole = 0
-    machine.set_params(batch_size=100, epochs=25).fit(x, y)
-    assert machine.score(x, y) > score - 0.02 and "300 rows, Gram matrices learned by" in machine.plan_.sentence
+    machine.set_params(batch_size=50, epochs=20).fit(x, y)
+    assert machine.score(x, y) > score - 0.02 and "150 rows, Gram matrices learned by" in machine.plan_.sentence
     assert "natural gradients" in machine.plan_.sentence and machine.bound_ < bound + 1
 
 
@@ -376,6 +397,8 @@ def test_bad_arguments_are_named() -> None:
         ConvolutionalDeepKernelMachine(image_shape=(3, 3)).fit(x, y > 0)
     with memory("1 MiB"), pytest.raises(MemoryBudgetError, match="landmarks fit"):
         DeepKernelMachine(landmarks=x[:20].repeat(20, 0) + rng().normal(size=(400, 2))).fit(x, y)
+    with memory("1 MiB"), pytest.raises(MemoryBudgetError, match="400 landmarks"):
+        DeepKernelMachine(landmarks=400).fit(*problem(500))
     assert widths(2, 3) == [2.0, 2.0, 2.0]
 
 

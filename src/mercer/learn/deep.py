@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ class DeepProcess(SparseProcess, ABC):
         clock = Clock.of(None if self.time_budget is None else float(self.time_budget))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
+        if isinstance(self.landmarks, numbers.Integral) and int(self.landmarks) > 0:
+            self._room(rows.columns, min(int(self.landmarks), len(rows)), outputs)  # before anything is made
         x = self.scaler_(rows.take(rows.sample(DRAWN)))
         kernels, tower, z, every = self._build(x, generator)
         for name, part in tower.named_children():
