@@ -12,11 +12,12 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from mercer.app.baselines import Fold, baselines
 from mercer.app.exits import Interrupted
 from mercer.app.frame import Frame, TableEncoder
-from mercer.app.head import Head, no_worse, remarks
+from mercer.app.head import Head, at_known, no_worse, remarks
 from mercer.app.heads import (
     Lesson,
     error,
     fit_head,
+    forget,
     groups,
     hasty,
     lessons,
@@ -284,4 +285,8 @@ def fit(
             ) from None
         outcome.interrupted = True
         outcome.notes.append(f"interrupted: this model was trained on {outcome.rows:,} of {frame.rows:,} rows")
+    heads = [] if outcome.best is None else outcome.best.heads
+    for head in heads if named is not None else []:  # equal rows may be of one group, and new rows are of others
+        forget(head)
+    outcome.notes += at_known(heads, targets)
     return outcome

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mercer.app.targets import Target
-from mercer.app.words import amount, number, percent, shown
+from mercer.app.words import number, percent, shown
+from mercer.budget import mib
 from mercer.learn import KernelClassifier, KernelRidge
 from mercer.learn.neighbours import NeighbourRidge
 from mercer.learn.tails import LogScale, Pull
@@ -26,7 +27,8 @@ class Head:
 
     scale: that its one target was learned on; None: the target's own. pulls: for each target of a learner that was
     worse than the mean how predictions are drawn to it. missed: n x t, what left-out rows were missed by,
-    on the scale; of a class target the chances, n x classes, that left-out rows were given.
+    on the scale; of a class target the chances, n x classes, that left-out rows were given. near: the scale that means
+    of rows at known places have; all else here is of new places.
     """
 
     targets: list[int]
@@ -34,6 +36,7 @@ class Head:
     scale: LogScale | None = None
     pulls: tuple[Pull, ...] = ()
     missed: np.ndarray | None = field(default=None, compare=False, repr=False)
+    near: LogScale | None = None
 
     def name(self) -> str:
         """The name of the learner in ESTIMATORS."""
@@ -53,12 +56,32 @@ class Head:
 
     def latent(self, x: np.ndarray) -> np.ndarray:
         """Predictions on the scale of the learner, the middles of bands, n x t."""
-        t = np.asarray(self.model.predict(x), dtype=np.float64).reshape(len(x), len(self.targets))
+        known = isinstance(self.model, KernelRidge)
+        t = self.model.predict_new(x) if known else self.model.predict(x)
+        t = np.asarray(t, dtype=np.float64).reshape(len(x), len(self.targets))
         return self._pulled(t) if self.scale is None else np.clip(t, self.scale.low, self.scale.high)
 
     def answer(self, latent: np.ndarray) -> np.ndarray:
         """The predictions of the targets that belong to latent ones."""
         return latent if self.scale is None else self._pulled(self.scale.mean(latent))
+
+    def known(self, x: np.ndarray) -> np.ndarray:
+        """Whether each row is equal to training rows that say more of it than the others, `n`."""
+        return self.model.at_places(x) if isinstance(self.model, KernelRidge) else np.zeros(len(x), dtype=bool)
+
+    def helped(self) -> list[tuple[int, int]]:
+        """(place among the targets of the learner, number) of each target that is known better at known places."""
+        places = self.model.places_ if isinstance(self.model, KernelRidge) else None
+        return [] if places is None else [(int(c), self.targets[c]) for c in places.helps]
+
+    def at_places(self, x: np.ndarray, coverage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(predictions, lower, upper ends of bands), n x t in the units of the targets, of rows at known places."""
+        sides = (self.model.predict(x), *self.model.predict_interval(x, coverage))
+        t, low, high = (np.asarray(side, dtype=np.float64).reshape(len(x), len(self.targets)) for side in sides)
+        if self.scale is None or self.near is None:
+            return t, low, high
+        near = self.near if self.form() == MEAN else self.near.medians()
+        return near.mean(np.clip(t, near.low, near.high)), near.back(low), near.back(high)
 
     def _pulled(self, found: np.ndarray) -> np.ndarray:
         if not self.pulls:
@@ -80,6 +103,21 @@ def no_worse(head: Head, place: int, found: Pull | None, medians: Pull | None) -
     pulls = list(head.pulls or [(0.0, 1.0)] * len(head.targets))
     pulls[place] = (found[0], pulls[place][1] * found[1])
     return replace(head, pulls=tuple(pulls))
+
+
+def at_known(heads: Sequence[Head], targets: Sequence[Target]) -> list[str]:
+    """What is said of targets that are predicted better where training rows are equal to a new row."""
+    found = []
+    for head in heads:
+        for column, i in head.helped():
+            places = head.model.places_
+            less = percent(float(places.less[column]), 0)
+            found.append(
+                f"{len(places.points):,} places are known: rows equal to training rows in all that the model sees are "
+                f"predicted with what '{shown(targets[i].name)}' was there (such rows, left out, are missed by squares "
+                f"{less} smaller) and have bands of their own; all scores are of new places"
+            )
+    return found
 
 
 def remarks(heads: Sequence[Head], targets: Sequence[Target]) -> list[str]:
@@ -129,7 +167,7 @@ def describe(head: Head) -> dict[str, Any]:
         ("jitter added", f"{plan.jitter:.1e}"),
         ("residual of the solve", f"{plan.residual:.1e}" if plan.iterations else "direct solve"),
         ("iterations", str(plan.iterations)),
-        ("memory planned", amount(plan.memory)),
+        ("memory planned", mib(plan.memory)),
         ("seconds", f"{plan.seconds:.1f}"),
     ]
     if head.scale is not None:

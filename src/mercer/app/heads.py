@@ -115,11 +115,29 @@ def _ridge(x: np.ndarray, y: np.ndarray, seconds: float, seed: int, known: Seque
     return model.fit(x, y if y.shape[1] > 1 else y[:, 0])
 
 
+def forget(head: Head) -> None:
+    """Take rows at known places as new ones."""
+    if isinstance(head.model, KernelRidge):
+        head.model.places_ = None
+
+
+def _by_equals(model: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(y, left-out predictions), n t, of training rows that have equals, by all other rows, these included."""
+    places = getattr(model, "places_", None)
+    if places is None:
+        return None
+    rows = np.isfinite(places.left_out).all(1)
+    return y[rows], model.target_.back(places.left_out[rows])
+
+
 def _plain(members: list[int], model: Any, y: np.ndarray) -> Head:
     left = model.left_out_.reshape(y.shape)
     pulls = [pull(true, found) for true, found in zip(y.T, left.T, strict=True)]
     head = Head(members, model)
     if any(p is not None for p in pulls):
+        known = _by_equals(model, y)
+        if known is not None and any(pull(*pair) is not None for pair in zip(*(side.T for side in known), strict=True)):
+            forget(head)
         head = replace(head, pulls=tuple(p or (0.0, 1.0) for p in pulls))
     return replace(head, missed=y - head._pulled(left))
 
@@ -134,7 +152,8 @@ def _logarithmic(members: list[int], model: Any, scale: LogScale, y: np.ndarray,
         first, second = (((y - s.mean(left)) / unit) ** 2 for s in (means, medians))
         form = MEDIAN if beyond(first, second) > CHANCE else MEAN
     chosen = means if form == MEAN else medians
-    head = Head(members, model, chosen, missed=t - left)
+    known = _by_equals(model, t)
+    head = Head(members, model, chosen, missed=t - left, near=None if known is None else scale.seen(*known))
     return no_worse(head, 0, pull(y[:, 0], chosen.mean(left)[:, 0]), pull(y[:, 0], medians.mean(left)[:, 0]))
 
 

@@ -33,8 +33,9 @@ def _chunked(model: Model, frame: Frame, watch: Watch) -> Answer:
     parts, bands, sets = [], [], []
     for start in range(0, frame.rows, _CHUNK):
         rows = frame.take(np.arange(start, min(start + _CHUNK, frame.rows)))
-        parts.append(model.trained.predict(rows))
-        bands.append(model.bands(rows, parts[-1]))
+        found, ends = model.answer(rows)
+        parts.append(found)
+        bands.append(ends)
         sets.append(model.sets(rows, parts[-1]))
         watch.advance()
     found = [np.concatenate(p) for p in zip(*parts, strict=True)]

@@ -56,8 +56,10 @@ class Model:
         x, whole = self.trained.encoder.encode(frame), ~self.trained.encoder.unknown(frame).any(axis=1)
         for head in heads:
             rows = np.flatnonzero(head.known(x) & whole)
+            if not len(rows):
+                continue
             sides = head.at_places(x[rows], bands.COVERAGE)
-            for column, i in head.helped() if len(rows) else []:
+            for column, i in head.helped():
                 found[i][rows] = sides[0][:, column]
                 if (band := ends[i]) is not None:
                     band[0][rows], band[1][rows] = sides[1][:, column], sides[2][:, column]
@@ -186,6 +188,20 @@ def _check_local(found: bands.LocalConformal, arrays: dict[str, np.ndarray], out
     _require((arrays["scaler.scale"] > 0).all() and (arrays["relevance"] >= 0).all(), "scales of bands")
 
 
+def _check_places(head: Head, arrays: dict[str, np.ndarray], coordinates: int) -> None:
+    if not head.helped():
+        _require(head.near is None or head.scale is not None, "a scale of known places")
+        return
+    places, width = head.model.places_, len(head.targets)
+    _require(places.points.shape == (len(places.points), coordinates), "columns of places")
+    for found in (places.means, places.gain, places.width):
+        _require(found.shape == (len(places.points), width), "rows and columns of places")
+    _require(((places.gain >= 0) & (places.gain <= 1)).all() and (places.width > 0).all(), "what places say")
+    _require((head.near is None) == (head.scale is None), "a scale of known places")
+    _check_local(places.conformal, _part("places.conformal", arrays), width)
+    _require(places.conformal.points.shape[1] == coordinates + width, "columns of bands at places")
+
+
 def _check_encoder(encoder: TableEncoder) -> None:
     for part in encoder.encoders:
         if isinstance(part, MeanEncoder):
@@ -227,6 +243,7 @@ def _check(model: Model, manifest: Manifest, arrays: dict[str, np.ndarray]) -> N
     for i, (head, calibrator) in enumerate(zip(heads, model.calibrators, strict=True)):
         part = _part(f"head.{i}", arrays)
         _check_head(head, part, coordinates, model.trained.classes[head.targets[0]])
+        _check_places(head, part, coordinates)
         alone = replace(head, targets=list(range(len(head.targets))))
         found = np.stack(predict([alone], _sizes(model, head), x), axis=-1)
         _require(np.isfinite(found).all(), "predictions that are not finite")

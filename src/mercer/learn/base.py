@@ -122,7 +122,7 @@ class KernelEstimator(Saved, BaseEstimator, ABC):
         known = self._known
         if profile < self._profile:
             candidates = [Scaled(k, 1.0) for k in candidates]
-            known = [(Scaled(copy.deepcopy(k), 1.0), max(level - within, least)) for k, level in known]
+            known = [self._apart(k, level, x, y, within, least) for k, level in known]
         shares: tuple[Tensor, ...] = ()
         if self._repeats is not None:
             sizes = self._repeats.sizes
@@ -141,19 +141,33 @@ class KernelEstimator(Saved, BaseEstimator, ABC):
             many = len(x) > 2 * ROWS  # then the likelihood cannot flatter itself, and folds tune the noise
             rows = torch.randperm(len(x), generator=generator)[:ROWS]
             others = found.known[:KNOWN] if profile else self._known[:KNOWN]
-            share, before = self._share(noise), noise
+            share = self._share(noise)
             kernel, noise = refine(
                 kernel, noise, x[rows], y[rows], self._judge, clock, least, many, others,
                 share=None if share is None else share[rows], truth=self._truth[rows],
             )  # fmt: skip
-            self._within *= noise / before  # noises are relative to the scale of the kernel, which moves with them
+            self._within = noise * self._own(kernel, noise, x, y, within)
         if given is not None or not mine:
             return kernel, noise
-        least, share, before = max(least, FLOOR), self._share(noise), noise
+        least, share = max(least, FLOOR), self._share(noise)
         kernel, noise = sharpened(kernel, noise, x, y, self._truth, share, clock, generator, least, self.progress)
         if self._profile:
-            self._within *= noise / before
+            self._within = noise * self._own(kernel, noise, x, y, within)
         return kernel, noise
+
+    @torch.no_grad()
+    def _own(self, kernel: Kernel, noise: float, x: Tensor, y: Tensor, within: float) -> float:
+        """The share of a noise, relative to the kernel's scale, that is `within` in units of y."""
+        if self._repeats is None or within == 0:
+            return 0.0
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:ROWS]
+        return self._repeats.own(kernel.block(x[rows], x[rows]), y[rows], noise, within, rows)
+
+    def _apart(self, kernel: Kernel, noise: float, x: Tensor, y: Tensor, within: float, least: float) -> Pair:
+        """A kernel on the scale of y, and its noise without `within`."""
+        own = self._own(kernel, noise, x, y, within)
+        scale = within / max(own * noise, 1e-300)
+        return Scaled(copy.deepcopy(kernel), scale), max((1 - own) * noise * scale, least)
 
     def _goal(self, means: Tensor, drawn: Tensor) -> Tensor:
         """What left-out predictions are judged against: the mean of y at each place, or the y of a row drawn there."""

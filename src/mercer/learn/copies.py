@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mercer.linalg import Cholesky
+
 FAR = 0.01  # chance explains less than one meeting in a hundred
 SEEN = 5000  # rows from which the chance of agreeing is estimated
+HALVINGS = 12
 DOUBT = 10  # degrees of freedom that a spread of zero is worth
 
 
@@ -91,6 +94,21 @@ class Repeats:
     def within(self, y: Tensor) -> float:
         """The variance of y: n c at one place, pooled; too small rather than too large where few rows tell it."""
         return float(self.squares(y).mean()) / (len(self.place) - len(self.sizes) + DOUBT)
+
+    def own(self, gram: Tensor, y: Tensor, noise: float, within: float, rows: Tensor) -> float:
+        """The share of the noise that twins have each for themselves, given its variance `within` in units of y.
+
+        gram: the kernel's matrix of some places `rows`; y: their means. Noise is relative to the kernel, whose scale
+        is that of the likelihood: y^T A^-1 y / n, A = gram + noise shares. Halving of [0, 1].
+        """
+        low, high, sizes = 0.0, 1.0, self.sizes[rows]
+        for _ in range(HALVINGS):
+            own = (low + high) / 2
+            a = gram.clone()
+            a.diagonal().add_(noise * ((1 - own) + own / sizes))
+            scale = float((y * Cholesky().factor(a).solve(y)).mean())
+            low, high = (own, high) if own * noise * scale < within else (low, own)
+        return 1.0 if low > 1 - 2 / 2**HALVINGS else (low + high) / 2
 
     def shares(self, within: float, noise: float) -> Tensor:
         """The noise of the means as a share of the noise of a row, of which `within` differs between twins."""
