@@ -502,7 +502,7 @@ _F, _OP, _FE, _NN, _CMP = (
 )
 _LIN, _LEARN = "tests/test_linalg.py::test_", "tests/test_learn.py::test_"
 _PROCESS, _VARIATIONAL = "tests/test_process.py::test_", "tests/test_variational.py::test_"
-_MAR = "tests/test_margins.py::test_"
+_MAR, _CAS = "tests/test_margins.py::test_", "tests/test_cascade.py::test_"
 _DEEP = "tests/test_deep.py::test_"
 _KRY, _SPE, _GRA = (f"tests/test_linalg_{part}.py::test_" for part in ("krylov", "spectral", "gradients"))
 
@@ -519,6 +519,8 @@ COVERED: dict[str, str] = {
         f"numerics.{name}": "tests/test_numerics.py::test_exponentials_and_logarithms_against_numpy"
         for name in ("exp", "log", "log_add")
     },
+    "operators.conv": "tests/test_convolve.py::test_every_method_equals_torch_with_gradients",
+    "operators.conv_plan": "tests/test_convolve.py::test_the_plan_names_every_method_best_first",
     "operators.Pivots": "tests/test_operators.py::test_approximations_compete_only_under_a_tolerance_and_keep_it",
     "machine.core": "tests/test_machine.py::test_products_stay_within_the_stated_error",
     "kernels.ProfileKernel": _F + "mixed_derivative_at_coincident_points",
@@ -581,6 +583,8 @@ COVERED: dict[str, str] = {
     "learn.MultitaskGaussianProcess": _PROCESS + "predictions_for_tasks_are_those_of_one_large_gaussian",
     "learn.KernelClassifier": _LEARN + "probabilities_are_calibrated_and_better_than_a_line",
     "learn.NeighbourRidge": "tests/test_neighbours.py::test_all_rows_as_neighbours_is_ordinary_kriging",
+    "learn.PolyharmonicCascadeRegressor": _CAS + "a_package_is_the_thin_plate_spline_of_scipy",
+    "learn.PolyharmonicCascadeClassifier": _CAS + "one_solve_is_damped_least_squares_in_all_values_at_once",
     "learn.RecursiveFeatureClassifier": "tests/test_rfm.py::test_a_classifier_learns_directions_too",
     "learn.RecursiveFeatureMachine": "tests/test_rfm.py::test_directions_are_found_and_held_out_rows_choose_the_round",
     "learn.SpectralRegressor": "tests/test_spectral.py::test_every_filter_is_the_algorithm_it_names",
@@ -605,6 +609,7 @@ COVERED: dict[str, str] = {
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VecchiaGaussianProcess": "tests/test_vecchia_gp.py::test_predictions_with_all_neighbours_are_exact",
     "learn.LatentVecchiaProcess": "tests/test_vecchia_gp.py::test_gaussian_posterior_of_all_neighbours_is_exact",
+    "learn.SphericalFeatures": "tests/test_spherical.py::test_covariances_equal_integrals_over_the_sphere",
     "learn.VariationalGaussianProcess": _VARIATIONAL + "with_every_row_a_landmark_it_is_the_exact_process",
     "learn.VariationalGaussianProcessClassifier": _VARIATIONAL + "labels_of_two_and_three_classes",
     "compare.mmd": _CMP + "statistic_equals_the_double_loop",

@@ -536,7 +536,15 @@ def test_the_matrix_itself(name, kernel, monkeypatch):
 def test_rates_are_measured_kept_and_read_again(monkeypatch, tmp_path):
     """A calibration writes this machine's rates; damaged files are not used, and say so; other versions have others."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    sizes = {"SIZES": {Tiled: 96, Fused: 96}, "MANY": 2048, "WIDE": 96, "LARGE": 2**14, "LENGTH": 2**8}
+    sizes = {
+        "SIZES": {Tiled: 96, Fused: 96},
+        "MANY": 2048,
+        "WIDE": 96,
+        "LARGE": 2**14,
+        "LENGTH": 2**8,
+        "CHANNELS": 4,
+        "SIDE": 20,
+    }
     for name, size in sizes.items():
         monkeypatch.setattr(f"mercer.app.calibrate.{name}", size)
     assert rates.rates().source.startswith("usual rates")

@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mercer.kernel import Kernel
 from mercer.kernels import ArcCosine, Gaussian, Laplace, Linear, Matern, Polynomial, RationalQuadratic, Riesz, Wendland
 from mercer.machine import core
 from mercer.machine.rates import DEFAULTS, best, keep
-from mercer.operators import Dense, Fused, Tiled, Toeplitz
+from mercer.operators import Dense, Fused, Tiled, Toeplitz, stencil_direct
+from mercer.operators.stencil import stencil
 from mercer.operators.transform import fft_flops, fft_length
 
 PROFILES: dict[str, Kernel] = {
@@ -30,6 +33,7 @@ SIZES: dict[type[Fused | Tiled], int] = {
     Fused: 4096,
 }  # points on each side, so that a call's overhead is little of what is measured
 LENGTH = 2**18  # points of a line
+CHANNELS, SIDE = 64, 56  # of an image
 
 
 @contextmanager
@@ -137,6 +141,35 @@ def _transforms(dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+def _convolutions(dtype: torch.dtype) -> dict[str, float]:
+    """Of a number that passes and of a sum over taps, in convolutions of one channel a group and of all channels."""
+
+    def took(method: Any, op: str, x: Tensor, w: Tensor, groups: int) -> tuple[float, float, float]:
+        s, _ = stencil(x, w, 1, "same", 1, groups, "zero")
+        shape = tuple(w.shape)
+        tasks = {"forward": lambda: method.forward(x, w, s), "weight": lambda: method.weight_grad(x, x, s, shape)}
+        return 1e9 * best(tasks[op], 7), 2.0 * x.numel(), x.numel() * w[0].numel()
+
+    x, found = torch.ones(1, CHANNELS, SIDE, SIDE, dtype=dtype), {}
+    for prefix, method in (("conv", stencil_direct), ("conv.last", stencil_direct.Layout)):
+        for op, name in (("forward", "tap"), ("weight", "weight")):
+            few, many = (took(method, op, x, torch.ones(CHANNELS, 1, k, k, dtype=dtype), CHANNELS) for k in (5, 15))
+            each = max((many[0] - few[0]) / (many[2] - few[2]), 1e-3)
+            found[f"{prefix}.{name}"] = each
+            if op == "forward":
+                found[f"{prefix}.point"] = max((few[0] - each * few[2]) / few[1], 1e-2)
+    taps = torch.ones(CHANNELS, CHANNELS, 3, 3, dtype=dtype)
+    whole, points, sums = took(stencil_direct, "forward", x, taps, 1)
+    found["conv.dense"] = max((whole - found["conv.point"] * points) / sums, 1e-3)
+    seen, mixer = torch.fft.rfft(x.reshape(1, CHANNELS, -1)), torch.fft.rfft(x.reshape(1, CHANNELS, -1))
+    mixer = mixer.expand(CHANNELS, CHANNELS, -1).contiguous()
+    mixed = best(lambda: torch.einsum("bif,oif->bof", seen, mixer))
+    found["conv.mix"] = 1e9 * mixed / mixer.numel()
+    out, one = torch.zeros_like(x), torch.ones(1, CHANNELS, 1, 1, dtype=dtype)
+    found["conv.shift"] = 1e9 * best(lambda: out.addcmul_(x, one)) / x.numel()
+    return found
+
+
 def calibrate() -> Path:
     """Measure (about twenty seconds; best on a quiet machine), keep, and use from now on. Returns the file."""
     pairs: list[dict[str, float]] = []
@@ -151,6 +184,7 @@ def calibrate() -> Path:
             if core() is not None:
                 found.update(_products(Fused, "core", dtype))
                 found["core.point"] = _packing(found, dtype)
+            found.update(_convolutions(dtype))
             found["threads.share"] = _share(threads, dtype)
         pairs.append(found)
     return keep({name: (single, pairs[1][name]) for name, single in pairs[0].items()})

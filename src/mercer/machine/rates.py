@@ -44,6 +44,9 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "tiles.many": (1.0, 1.0),
     "dense.read": (0.15, 0.30), "dense.rhs": (0.03, 0.06), "dense.make": (0.4, 0.8),
     "fft.flop": (0.15, 0.3), "fft.pass": (1.0, 2.0), "call": (1e5, 1e5),
+    "conv.point": (0.5, 1.0), "conv.tap": (0.028, 0.056), "conv.weight": (0.06, 0.12), "conv.dense": (0.02, 0.04),
+    "conv.last.point": (2.0, 4.0), "conv.last.tap": (0.025, 0.05), "conv.last.weight": (0.07, 0.14),
+    "conv.mix": (2.0, 4.0), "conv.shift": (0.4, 0.8),
     "threads.share": (0.9, 0.9),
 }  # fmt: skip
 
@@ -67,10 +70,9 @@ class Rates:
         return name in DEFAULTS
 
 
-def _machine() -> dict[str, str | int]:
+def _machine(core: str, installed: str) -> dict[str, str | int]:
     return {
-        "format": FORMAT, "mercer": _installed(), "torch": torch.__version__, "core": library.wanted(),
-        "processor": _processor(),
+        "format": FORMAT, "mercer": installed, "torch": torch.__version__, "core": core, "processor": _processor(),
     }  # fmt: skip
 
 
@@ -92,12 +94,16 @@ def _processor() -> str:
 
 def path() -> Path:
     """Where this machine's rates are kept: one file for each processor, core and version."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", str(Path.home())))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(json.dumps(_machine(), sort_keys=True).encode()).hexdigest()[:12]
-    return base / "mercer" / f"rates-{key}.json"
+    name = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    return _path(os.environ.get(name), library.wanted(), _installed())
+
+
+@functools.cache
+def _path(base: str | None, core: str, installed: str) -> Path:
+    """Asked for by every product, so not made anew."""
+    folder = Path(base) if base else Path.home() if sys.platform == "win32" else Path.home() / ".cache"
+    key = hashlib.sha256(json.dumps(_machine(core, installed), sort_keys=True).encode()).hexdigest()[:12]
+    return folder / "mercer" / f"rates-{key}.json"
 
 
 @functools.cache
@@ -124,7 +130,7 @@ def keep(table: dict[str, tuple[float, float]]) -> Path:
     """Write measured rates, in one step, and use them from now on. Raises OSError where they cannot be written."""
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    held = {**_machine(), "date": time.strftime("%Y-%m-%d"), "rates": table}
+    held = {**_machine(library.wanted(), _installed()), "date": time.strftime("%Y-%m-%d"), "rates": table}
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(held, indent=1))
     partial.replace(file)

@@ -7,6 +7,7 @@ from mercer.operators.block import Block
 from mercer.operators.blocktoeplitz import BlockToeplitz
 from mercer.operators.circulant import Circulant
 from mercer.operators.converted import Converted
+from mercer.operators.convolve import conv, conv_plan
 from mercer.operators.dense import Dense
 from mercer.operators.fused import Fused
 from mercer.operators.kronecker import Kronecker
@@ -44,4 +45,6 @@ __all__ = [
     "Tiled",
     "Toeplitz",
     "Vecchia",
+    "conv",
+    "conv_plan",
 ]
