@@ -140,7 +140,7 @@ def filtered(seed: int, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_tasks_that_interact_are_predicted_better_than_by_the_linear_model() -> None:
-    """The wide task is unseen on the right half; its error there is less on every draw, by a fifth and more on average."""
+    """The wide task is unseen on the right half; there its error is less on every draw, by a fifth on average."""
     errors = []
     for seed in range(4):
         x, f = filtered(seed)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from mercer.claims import PSD, Claim
 from mercer.errors import StructureError
-from mercer.kernel import Kernel, Scaled, Step
+from mercer.kernel import Kernel, Scaled
 from mercer.kernels import Gaussian
 from mercer.numerics import exp
 from mercer.parameter import like

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mercer.errors import JitterWarning
 from mercer.kernel import Kernel
 from mercer.learn.likelihoods import Observation
-from mercer.learn.state import record
 from mercer.learn.spherical import SphericalFeatures
+from mercer.learn.state import record
 from mercer.linalg import Cholesky
 
 RIDGE = 1e-8  # of the mean diagonal, where landmarks move: close ones would make gradients of rounding

@@ -23,7 +23,7 @@ from mercer.errors import ConvergenceWarning, DataError, MemoryBudgetError, Shap
 from mercer.features.nystrom import cholesky_landmarks
 from mercer.kernel import Kernel
 from mercer.kernels import Scaled
-from mercer.learn.arguments import count, positive, psd
+from mercer.learn.arguments import count, positive, usual
 from mercer.learn.ascend import Course, stochastic, whole
 from mercer.learn.inducing import RIDGE, Inducing, Posterior, Seen, settle
 from mercer.learn.landmarks import block_rows
@@ -75,10 +75,9 @@ class SparseProcess(Saved, BaseEstimator, ABC):
         count("batch_size", self.batch_size, 1)
         count("epochs", self.epochs, 0)
         positive("noise", self.noise)
-        positive("time_budget", self.time_budget)
         if not (isinstance(self.tolerance, numbers.Real) and 0 <= float(self.tolerance) < math.inf):
             raise ValueError(f"tolerance is {self.tolerance!r}; expected nats for each row, a number >= 0")
-        psd(self, self.kernel)
+        usual(self)
 
     def _ours(self) -> bool:
         return self.kernel is None if self.standardize is None else bool(self.standardize)

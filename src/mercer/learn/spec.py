@@ -10,6 +10,7 @@ from mercer import kernels
 from mercer.errors import StructureError
 from mercer.kernel import Columns, Kernel, Warped
 from mercer.kernels import Metric
+from mercer.learn.lift import Lift
 
 ALLOWED: dict[str, type[Kernel]] = {
     name: kind
@@ -43,6 +44,9 @@ def to_spec(kernel: Kernel, depth: int = 0) -> dict[str, Any]:
         if isinstance(kernel.module, Metric):
             matrix = kernel.module.matrix.tolist()
             return {"name": "Metric", "matrix": matrix, "of": to_spec(kernel.kernel, depth + 1)}
+        if isinstance(kernel.module, Lift):
+            scales = kernel.module.lengthscale.tolist()
+            return {"name": "Lift", "lengthscale": scales, "of": to_spec(kernel.kernel, depth + 1)}
         if not isinstance(kernel.module, Columns):
             raise StructureError(f"{kernel!r} warps by a module, which is code and is not saved; save its state_dict")
         return {"name": "Columns", "columns": kernel.module.columns, "of": to_spec(kernel.kernel, depth + 1)}
@@ -74,6 +78,12 @@ def _metric(rows: Any) -> Metric:
         raise StructureError(f"a saved metric is not a matrix: {error}") from error
 
 
+def _lift(scales: Any) -> Lift:
+    if not isinstance(scales, list) or not all(type(v) is float and 1 / LARGEST <= v <= LARGEST for v in scales):
+        raise StructureError("a saved lengthscale is not a list of numbers of a usual size")
+    return Lift(scales)
+
+
 def from_spec(spec: Any, depth: int = 0) -> Kernel:
     """The kernel that `to_spec` described. Raises StructureError naming what does not belong."""
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str) or depth > DEPTH:
@@ -83,6 +93,8 @@ def from_spec(spec: Any, depth: int = 0) -> Kernel:
         if not isinstance(columns, list) or not all(type(c) is int and 0 <= c < 10**6 for c in columns):
             raise StructureError("a saved kernel names columns that are not whole numbers >= 0")
         return from_spec(spec.get("of"), depth + 1).on(columns)
+    if spec["name"] == "Lift":
+        return from_spec(spec.get("of"), depth + 1).warp(_lift(spec.get("lengthscale")))
     if spec["name"] == "Metric":
         return from_spec(spec.get("of"), depth + 1).warp(_metric(spec.get("matrix")))
     kind, arguments = ALLOWED.get(spec["name"]), spec.get("arguments")

@@ -17,22 +17,10 @@ from mercer.errors import StructureError
 from mercer.kernel import Kernel, Scaled, Warped
 from mercer.kernels import ArcCosine
 from mercer.learn.arguments import count
-from mercer.parameter import Positive, WithParameters, like
+from mercer.learn.lift import Lift
+from mercer.learn.state import record
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "softplus": lambda t: softplus(4 * t) / 4}
-
-
-class Lift(WithParameters):
-    """x -> (x / lengthscale, 1): rows as directions, with the constant that a network's bias stands for."""
-
-    lengthscale = Positive(axes=(1,))
-
-    def __init__(self, lengthscale: Tensor):
-        super().__init__()
-        self.lengthscale = lengthscale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x / like(self.lengthscale, x), torch.ones_like(x[..., :1])], -1)
 
 
 def legendre(t: Tensor, degree: int, d: int) -> Iterator[Tensor]:
@@ -106,6 +94,7 @@ def _unwrapped(kernel: Kernel, x: Tensor) -> tuple[Tensor, int, Tensor]:
     return variance, kernel.order, x
 
 
+@record
 @dataclass(frozen=True)
 class SphericalFeatures:
     """Inducing variables <f, s(w . x / |x|)> of an arc-cosine kernel, s an activation: cov(u, f(x)) is a unit of a net.

@@ -196,8 +196,8 @@ class VariationalGaussianProcess(SparseRegressor):
 
     likelihood: "gaussian", "student_t" (heavy tails; dof > 2 is held) or "poisson" (counts, rate exp(f)). kernel: a psd
     Kernel, or None: a variance times Matern 5/2 or Gaussian, a lengthscale for each column. noise: > 0, variance (or
-    squared scale) of standardised y; None: learned. landmarks: how many, or points m d. batch_size, epochs: above 4,000
-    rows. tolerance: rise of the bound, in nats for each row, below which learning ends.
+    squared scale) of standardised y; None: learned. landmarks: how many, points m d, or SphericalFeatures. batch_size,
+    epochs: above 4,000 rows. tolerance: rise of the bound, in nats for each row, below which learning ends.
     Fitted: kernel_, noise_, landmarks_ (scaled units), bound_ (ELBO of scaled y, never above the log evidence),
     history_, plan_. Cost: about 12 n m^2 flops a step or an epoch; m^2 numbers beside the batch, whatever n.
     Error: of q, in KL, the evidence less bound_; none with Gaussian noise and all rows as landmarks.
