@@ -32,6 +32,8 @@ SLOW: dict[str, dict[str, Any]] = {  # what keeps a fit short
     "KernelPCA": {"fit_inverse_transform": True}, "KernelSVC": {"probability": True},
     "KernelKMeans": {"n_clusters": 3}, "KernelSpectralClustering": {"n_clusters": 3},
     "MultitaskGaussianProcess": {"terms": 1},
+    "PolyharmonicCascadeRegressor": {"nodes": 12, "packages": 2},
+    "PolyharmonicCascadeClassifier": {"nodes": 12, "packages": 2},
 }  # fmt: skip
 MORE: dict[str, tuple[str, dict[str, Any]]] = {  # other ways through the same classes
     "process by landmarks": ("GaussianProcessRegressor", {"method": "landmarks"}),
