@@ -57,11 +57,9 @@ def _reclaimable(path: str) -> int:
 
 def free_memory() -> int:
     """Bytes this process may still take: the machine's available memory, or less where a cgroup says so."""
-    moment, found = _last
-    if time.monotonic() - moment > FRESH:
-        found = _measured()
-        _last[:] = time.monotonic(), found
-    return int(found)
+    if time.monotonic() - _last[0] > FRESH:
+        _last[:] = time.monotonic(), _measured()
+    return int(_last[1])
 
 
 def _measured() -> int:

@@ -8,8 +8,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from mercer.budget import mib
-
 _SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -79,11 +77,6 @@ def fixed(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """0.904 -> 90.4 %."""
     return "n/a" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
-
-
-def amount(size: float) -> str:
-    """Bytes as people write them."""
-    return mib(size)
 
 
 def count(n: int, one: str, many: str | None = None) -> str:

@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from mercer.claims import Claim
 from mercer.errors import StructureError
 from mercer.kernel import Kernel
@@ -43,3 +45,22 @@ def psd(owner: Any, kernel: Any, name: str = "kernel") -> None:
         raise TypeError(f"{name} is {type(kernel).__name__}; expected a mercer Kernel or None")
     if kernel is not None and Claim.PSD not in kernel.claims:
         raise StructureError(f"{type(owner).__name__} needs a psd kernel; {kernel!r} does not claim it")
+
+
+def truth(name: str, value: Any, *, optional: bool = False) -> None:
+    """Raise ValueError unless the value is True or False (or None, where that is optional)."""
+    if not (isinstance(value, bool | np.bool_) or (optional and value is None)):
+        raise ValueError(f"{name} is {value!r}; expected True or False{_or_none(optional)}")
+
+
+def usual(owner: Any) -> None:
+    """Check what learners have in common, where they have it: kernel, standardize, learn, time_budget, progress."""
+    held = vars(owner)
+    kernel = held.get("kernel")
+    for one in kernel if isinstance(kernel, list | tuple) else [kernel]:
+        psd(owner, one)
+    truth("standardize", held.get("standardize"), optional=True)
+    truth("learn", held.get("learn", True))
+    positive("time_budget", held.get("time_budget"))
+    if held.get("progress") is not None and not callable(held["progress"]):
+        raise TypeError(f"progress is {held['progress']!r}; expected something to call, or None")

@@ -21,7 +21,7 @@ from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Scaled
 from mercer.learn import plan as planning
-from mercer.learn.arguments import positive, psd
+from mercer.learn.arguments import positive, usual
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
 from mercer.learn.landmarks import falkon, normal
@@ -96,8 +96,7 @@ class KernelEstimator(Saved, BaseEstimator, ABC):
 
     def _check(self) -> None:
         positive(self._noise_name, getattr(self, self._noise_name))
-        positive("time_budget", self.time_budget)
-        psd(self, self.kernel)
+        usual(self)
 
     def _given(self) -> float | None:
         """The noise that the caller named."""

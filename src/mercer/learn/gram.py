@@ -19,7 +19,7 @@ from mercer.budget import memory_budget
 from mercer.errors import DataError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian
-from mercer.learn.arguments import psd
+from mercer.learn.arguments import usual
 from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, read
 from mercer.linalg import eigenpairs
@@ -94,7 +94,7 @@ class GramEstimator(Saved, BaseEstimator, ABC):
 
     def _begin(self, X: Any, y: Any = None, *, classes: bool = False) -> tuple[Tensor, Any, torch.Generator]:
         """(scaled rows `n d` float64, y in numpy, generator); sets scaler_ and kernel_."""
-        psd(self, self.kernel)
+        usual(self)
         table, y = read(self, X, y, reset=True, classes=classes, target=classes)
         if len(table) < 2:
             raise DataError(f"{type(self).__name__} got 1 sample; expected at least 2 rows to learn from")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mercer.assemble import assemble
 from mercer.errors import ConvergenceWarning, DataError
-from mercer.learn.arguments import count, positive, psd, share
+from mercer.learn.arguments import count, positive, share, usual
 from mercer.learn.newton import Newton
 from mercer.learn.passes import MANY, Passes
 from mercer.learn.rows import Rows
@@ -52,9 +52,8 @@ class FalkonEstimator(Saved, BaseEstimator, ABC):
         for name, options in (("selection", ("uniform", "pivoted")), ("precision", (None, "mixed", "double"))):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {options}")
-        psd(self, self.kernel)
+        usual(self)
         positive("alpha", self.alpha)
-        positive("time_budget", self.time_budget)
         positive("tolerance", self.tolerance, optional=False, below=1)
         share("validation_fraction", self.validation_fraction)
         count("max_iter", self.max_iter, 1)

@@ -22,7 +22,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, psd
+from mercer.learn.arguments import count, positive, usual
 from mercer.learn.clock import Clock
 from mercer.learn.dklgp import DoubleKL
 from mercer.learn.likelihood import Evidence, Part
@@ -106,11 +106,10 @@ class LatentVecchiaProcess(RegressorMixin, Saved, BaseEstimator):
 
     def _check(self) -> None:
         positive("noise", self.noise)
-        positive("time_budget", self.time_budget)
         if not (isinstance(self.dof, numbers.Real) and 2 < float(self.dof) < math.inf):
             raise ValueError(f"dof is {self.dof!r}; expected a number > 2, so that there is a variance")
         count("neighbours", self.neighbours, 1)
-        psd(self, self.kernel)
+        usual(self)
 
     def fit(self, X: Any, y: Any) -> LatentVecchiaProcess:
         """Learn from X: n d and y: n. Raises DataError naming the first NaN, infinity or impossible observation."""

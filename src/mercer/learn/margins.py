@@ -19,6 +19,7 @@ from torch import Tensor
 from mercer.budget import memory_budget
 from mercer.features import Nystrom
 from mercer.learn.answers import as_given
+from mercer.learn.arguments import count, positive
 from mercer.learn.calibrate import Calibration
 from mercer.learn.classify import encoded
 from mercer.learn.gram import GramEstimator, held
@@ -162,8 +163,8 @@ class KernelSVC(_ScoreClassifier):
     @torch.no_grad()
     def fit(self, X: Any, y: Any) -> KernelSVC:
         """Learn from X: n d and labels y: n. Raises DataError when there is one class only."""
-        if not 0 < self.C < np.inf or self.rank < 1:
-            raise ValueError(f"C is {self.C}, rank {self.rank}; expected C > 0 and rank >= 1")
+        positive("C", self.C, optional=False)
+        count("rank", self.rank, 1)
         x, codes, generator = self._read_classes(X, y)
         n, seed = len(x), int(torch.randint(2**31 - 1, (1,), generator=generator))
         whole = n <= EXACT and held(n)

@@ -20,7 +20,7 @@ from mercer.errors import DataError, ShapeError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian, Matern
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, psd
+from mercer.learn.arguments import count, positive, usual
 from mercer.learn.state import Saved
 from mercer.learn.stochastic import BYTES, COPIES, RANK, Whole
 from mercer.learn.table import Scaler, deviation, plain, read, refuse_words
@@ -84,12 +84,10 @@ class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
         count("terms", self.terms, 1)
         count("rank", self.rank, 1)
         positive("noise", self.noise)
-        positive("time_budget", self.time_budget)
+        usual(self)
         given = self.kernel if isinstance(self.kernel, list | tuple) else [self.kernel]
         if isinstance(self.kernel, list | tuple) and len(given) != self.terms:
             raise ValueError(f"kernel holds {len(given)} kernels, terms is {self.terms}")
-        for k in given:
-            psd(self, k)
         if self.interactions and self.terms < 2:
             raise ValueError(f"terms is {self.terms}; interactions are between terms, so there must be 2 or more")
 

@@ -18,7 +18,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn import plan as planning
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, psd
+from mercer.learn.arguments import count, positive, usual
 from mercer.learn.conformal import LocalConformal
 from mercer.learn.copies import Repeats
 from mercer.learn.state import Saved
@@ -114,8 +114,8 @@ class NeighbourRidge(RegressorMixin, Saved, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> NeighbourRidge:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""
-        psd(self, self.kernel)
-        positive("time_budget", self.time_budget)
+        usual(self)
+        positive("alpha", self.alpha)
         count("neighbours", self.neighbours, 2)
         clock = Clock.of(self.time_budget)
         table, y = read(self, X, y, reset=True)

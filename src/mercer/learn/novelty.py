@@ -16,6 +16,7 @@ from mercer.budget import memory_budget
 from mercer.errors import MercerWarning
 from mercer.features import Nystrom
 from mercer.features.nystrom import uniform_landmarks
+from mercer.learn.arguments import count, positive
 from mercer.learn.gram import GramEstimator, held
 from mercer.learn.plan import EXACT_ROWS
 from mercer.linalg import Cholesky
@@ -56,9 +57,9 @@ class KernelNovelty(OutlierMixin, GramEstimator):
         """Learn what is usual from X: n d; y is ignored."""
         if self.method not in ("variance", "mean"):
             raise ValueError(f"method is {self.method!r}; expected 'variance' or 'mean'")
-        if not 0 < self.alpha < math.inf or not 0 < self.false_alarms < 1 or self.rank < 1:
-            given = f"alpha {self.alpha}, false_alarms {self.false_alarms}, rank {self.rank}"
-            raise ValueError(f"{given}; expected alpha > 0, false_alarms between 0 and 1, rank >= 1")
+        positive("alpha", self.alpha, optional=False)
+        positive("false_alarms", self.false_alarms, optional=False, below=1)
+        count("rank", self.rank, 1)
         x, _, generator = self._begin(X)
         n, self._map = len(x), cast(Nystrom | None, None)
         if self.method == "mean":

@@ -18,7 +18,7 @@ from torch import Tensor
 from mercer.assemble import assemble
 from mercer.budget import memory_budget
 from mercer.errors import DataError, ShapeError
-from mercer.learn.arguments import count, positive, psd, share
+from mercer.learn.arguments import count, positive, share, usual
 from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.clock import Clock
 from mercer.learn.descent import Batch, Descent, Loss, State
@@ -81,12 +81,11 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
     def _check(self) -> None:
         if isinstance(self.landmarks, numbers.Integral | type(None)):
             count("landmarks", self.landmarks, 1, optional=True)
-        psd(self, self.kernel)
+        usual(self)
         for name, least in (("rank", 0), ("batch_size", 1)):
             count(name, getattr(self, name), least, optional=True)
         for name, least in (("subsample", 2), ("epochs", 1), ("patience", 1)):
             count(name, getattr(self, name), least)
-        positive("time_budget", self.time_budget)
         positive("step_size", self.step_size)
         share("validation_fraction", self.validation_fraction)
 

@@ -32,7 +32,7 @@ from mercer.learn.plan import Plan
 from mercer.learn.rows import Rows
 from mercer.learn.spherical import SphericalFeatures
 from mercer.learn.state import Saved
-from mercer.learn.table import Scaler
+from mercer.learn.table import Scaler, refuse_words
 from mercer.learn.tune import Clock, defaults, learn
 
 log = logging.getLogger("mercer")
@@ -162,6 +162,7 @@ class SparseProcess(Saved, BaseEstimator, ABC):
                 raise ValueError(f"landmarks is {self.landmarks}; expected a number >= 1, or points m d")
             with torch.no_grad():
                 return x[cholesky_landmarks(kernel, x, min(int(self.landmarks), len(x)), generator)]
+        refuse_words(self.landmarks, "landmarks")
         points = np.asarray(self.landmarks, dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != x.shape[1] or not len(points):
             raise ShapeError(f"landmarks have shape {points.shape}; expected a number, or points m {x.shape[1]}")

@@ -23,7 +23,7 @@ from mercer.budget import memory_budget
 from mercer.claims import Claim
 from mercer.errors import DataError, ShapeError, StructureError
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, psd
+from mercer.learn.arguments import count, positive, usual
 from mercer.learn.plan import Plan
 from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, Target, plain, read, refuse_words
@@ -56,7 +56,7 @@ class _Transformed(Saved, BaseEstimator, ABC):
 
     def _check(self) -> None:
         positive("alpha", self.alpha)
-        psd(self, self.kernel)
+        usual(self)
         if self.level and self.kernel is not None and Claim.POSITIVE not in self.kernel.claims:
             raise StructureError(f"level=True divides by means of kernel values; {self.kernel!r} may be negative")
         if self.solver not in (None, *SOLVERS):

@@ -20,7 +20,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, psd
+from mercer.learn.arguments import count, positive, usual
 from mercer.learn.copies import Repeats
 from mercer.learn.sequential import COPIES, Conditionals, Nearby, Observed, height
 from mercer.learn.state import Saved
@@ -76,9 +76,8 @@ class VecchiaGaussianProcess(RegressorMixin, Saved, BaseEstimator):
 
     def _check(self) -> None:
         positive("noise", self.noise)
-        positive("time_budget", self.time_budget)
         count("neighbours", self.neighbours, 1)
-        psd(self, self.kernel)
+        usual(self)
 
     def fit(self, X: Any, y: Any) -> VecchiaGaussianProcess:
         """Learn from X: n d and y: n or n c. Raises DataError naming the first NaN or infinity."""
