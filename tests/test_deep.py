@@ -55,9 +55,9 @@ def divergence(g: np.ndarray, k: np.ndarray) -> float:
 
 @parametrize_with_checks(
     [
-        DeepKernelMachine(layers=1, landmarks=60, time_budget=0.05),
-        DeepKernelMachineClassifier(layers=1, landmarks=6, time_budget=0.01),
-        ConvolutionalDeepKernelMachine(landmarks=6, time_budget=0.01),
+        DeepKernelMachine(layers=1, landmarks=60, tolerance=10.0),
+        DeepKernelMachineClassifier(layers=1, landmarks=6, tolerance=10.0),
+        ConvolutionalDeepKernelMachine(landmarks=6, epochs=1),
     ]
 )
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
@@ -85,6 +85,19 @@ def test_infinite_nu_is_the_network_gaussian_process() -> None:
         np.testing.assert_allclose(found, true, atol=1e-5)
     evidence = stats.multivariate_normal(np.zeros(30), squared(squared(below)) + 0.05 * np.eye(30)).logpdf(y)
     assert fit.bound_ == pytest.approx(evidence, abs=1e-4)
+
+
+def test_each_layer_has_a_kernel_of_its_own() -> None:
+    x, y = problem()
+    fit = DeepKernelMachine(layers=2, nu=math.inf, landmarks=8, tolerance=0.01, random_state=0).fit(x, y)
+    first, second, top = fit._kernels
+    scales = first.lengthscale.detach().numpy()
+    assert len({float(scales[0]), float(scales[1]), float(second.lengthscale), float(top.kernel.lengthscale)}) == 4
+    z = fit.landmarks_ / scales
+    np.testing.assert_allclose(fit.grams_[0], squared(z @ z.T), atol=1e-6)
+    np.testing.assert_allclose(fit.grams_[1], squared(fit.grams_[0], float(second.lengthscale)), atol=1e-6)
+    wanted = float(top.variance) * squared(fit.grams_[1], float(top.kernel.lengthscale))
+    np.testing.assert_allclose((fit._lower @ fit._lower.mT).numpy(), wanted, atol=1e-5)
 
 
 def test_large_nu_goes_to_the_network_gaussian_process() -> None:

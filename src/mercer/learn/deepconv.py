@@ -81,9 +81,8 @@ class _Convolution(Tower):
         c = self.weights[level]
         mixed = functional.conv2d(cross, c, padding=padding, stride=stride) / c[0, 0].numel()
         box = torch.full((1, 1, *c.shape[2:]), 1 / c[0, 0].numel(), dtype=torch.float64)
-        return mixed.permute(1, 0, 2, 3).flatten(1), functional.conv2d(
-            own, box, padding=padding, stride=stride
-        ).flatten()
+        alone = functional.conv2d(own, box, padding=padding, stride=stride)
+        return mixed.permute(1, 0, 2, 3).flatten(1), alone.flatten()
 
     def rise(self, x: Tensor, floors: Any, levels: int | None = None) -> tuple[Tensor, Tensor]:
         a, rest = super().rise(x, floors, levels)
