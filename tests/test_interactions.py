@@ -123,7 +123,7 @@ def test_the_gradient_is_the_slope() -> None:
     wanted = optimize.approx_fprime(theta, lambda at: target.evaluate(at, gradient=False)[0], 1e-6)
     np.testing.assert_allclose(slope, wanted, atol=2e-4)  # of differences of step 1e-6
     names = [name for name, _ in target.named]
-    assert "root" in names and np.abs(slope).min() >= 0 and len(slope) == len(theta)
+    assert "root" in names and "root" not in [name for name, _ in model([], interact=False).named_parameters()]
 
 
 def filtered(seed: int, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +163,8 @@ def test_copies_answer_alike_and_what_cannot_interact_is_said() -> None:
     y = np.random.default_rng(0).normal(size=(20, 2))
     fit = MultitaskGaussianProcess(terms=2, interactions=True, random_state=0).fit(x, y)
     assert all(isinstance(k, Gaussian) for k in fit.kernels_[:2])
-    for other in (copy.deepcopy(fit), pickle.loads(pickle.dumps(fit))):
+    saved = MultitaskGaussianProcess.from_state(*fit.get_state())
+    for other in (copy.deepcopy(fit), pickle.loads(pickle.dumps(fit)), saved):
         np.testing.assert_array_equal(other.predict(x), fit.predict(x))
     with pytest.raises(StructureError, match="Gaussian kernels"):
         MultitaskGaussianProcess(Matern(), terms=2, interactions=True).fit(x, y)

@@ -40,21 +40,19 @@ class Tasks(Kernel):
 
     claims = PSD
 
-    def __init__(
-        self, kernels: Sequence[Kernel], weights: Tensor, own: Tensor, noise: Tensor, interact: bool = False
-    ):
+    def __init__(self, kernels: Sequence[Kernel], weights: Tensor, own: Tensor, noise: Tensor, interact: bool = False):
         super().__init__()
         self.kernels = nn.ModuleList(kernels)
         self.weights = nn.Parameter(weights)
         self.log_own, self.log_noise = nn.Parameter(own.log()), nn.Parameter(noise.log())
         pairs = list(itertools.combinations(range(len(kernels)), 2)) if interact else []
         self.pairs = [(p, q, Crossed(kernels[p], kernels[q])) for p, q in pairs]  # a list: no parameters of their own
-        self.root = nn.Parameter(weights.new_zeros(len(pairs)))
+        self.root = nn.Parameter(weights.new_zeros(len(pairs))) if pairs else None
 
     def interactions(self) -> Tensor:
         """C, `q q`: rows of a lower triangle with ones on its diagonal, scaled to one, times themselves."""
         lower = torch.eye(len(self.kernels), dtype=torch.float64)
-        if self.pairs:
+        if self.root is not None:
             at = torch.tensor([(q, p) for p, q, _ in self.pairs])
             lower = lower.index_put((at[:, 0], at[:, 1]), self.root)
         unit = lower / lower.norm(dim=1, keepdim=True)
@@ -70,7 +68,7 @@ class Tasks(Kernel):
         """What `plain` described."""
         kernels, numbers = plain["kernels"], plain["numbers"]
         own, noise = numbers["log_own"].exp(), numbers["log_noise"].exp()
-        found = cls(kernels, numbers["weights"], own, noise, interact=len(numbers["root"]) > 0)
+        found = cls(kernels, numbers["weights"], own, noise, interact="root" in numbers)
         found.load_state_dict(numbers, strict=False)
         return found.requires_grad_(False)
 
