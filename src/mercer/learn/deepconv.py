@@ -145,7 +145,7 @@ class ConvolutionalDeepKernelMachine(DeepProcess, SparseClassifier):
         *,
         image_shape: Any = None,
         layers: int = 1,
-        nu: Any = 100.0,
+        nu: Any = 10.0,
         patch: int = 3,
         stride: int = 1,
         pool: str = "flat",
