@@ -609,7 +609,6 @@ COVERED: dict[str, str] = {
     "learn.LocalConformal": _LEARN + "intervals_cover_and_follow_the_noise",
     "learn.VecchiaGaussianProcess": "tests/test_vecchia_gp.py::test_predictions_with_all_neighbours_are_exact",
     "learn.LatentVecchiaProcess": "tests/test_vecchia_gp.py::test_gaussian_posterior_of_all_neighbours_is_exact",
-    "learn.SphericalFeatures": "tests/test_spherical.py::test_covariances_equal_integrals_over_the_sphere",
     "learn.VariationalGaussianProcess": _VARIATIONAL + "with_every_row_a_landmark_it_is_the_exact_process",
     "learn.VariationalGaussianProcessClassifier": _VARIATIONAL + "labels_of_two_and_three_classes",
     "compare.mmd": _CMP + "statistic_equals_the_double_loop",

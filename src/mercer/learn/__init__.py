@@ -1,5 +1,6 @@
 """Learners: scikit-learn estimators that predict, with intervals or calibrated probabilities."""
 
+from mercer.learn.cascade import PolyharmonicCascadeClassifier, PolyharmonicCascadeRegressor
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.cluster import KernelKMeans, KernelSpectralClustering
 from mercer.learn.conformal import LocalConformal
@@ -49,6 +50,8 @@ __all__ = [
     "LocalConformal",
     "MultitaskGaussianProcess",
     "NeighbourRidge",
+    "PolyharmonicCascadeClassifier",
+    "PolyharmonicCascadeRegressor",
     "RecursiveFeatureClassifier",
     "RecursiveFeatureMachine",
     "SpectralRegressor",
