@@ -104,7 +104,10 @@ def test_the_folder_holds_what_was_promised_and_strict_json(place):
     assert [t["task"] for t in facts["targets"]] == ["regression", "classification"]
     for target in facts["targets"]:
         assert target["leaderboard"][0]["name"] == "mercer"
-        assert {r["name"] for r in target["leaderboard"]} == {"mercer", "linear", "mean"}
+        names = {
+            r["name"].partition(" on ")[0] for r in target["leaderboard"]
+        }  # on a share of the rows where time is short
+        assert names == {"mercer", "linear", "mean"}
         assert 0.7 <= target["coverage"]["measured"] <= 1.0
     assert HOSTILE not in (place / "model" / "card.md").read_text()
     oof = pyarrow.parquet.read_table(place / "model" / "oof.parquet")

@@ -124,7 +124,11 @@ def test_errors_name_the_argument() -> None:
         KernelSVC(probability=True).fit(np.append(x, [[5.0, 5.0]], 0), np.append(y, 2))
     with pytest.raises(AttributeError):
         _ = KernelSVC().fit(x, y).predict_proba
-    for options, text in (({"method": "x"}, "method is 'x'"), ({"alpha": 0.0}, "alpha 0.0"), ({"rank": 0}, "rank 0")):
+    for options, text in (
+        ({"method": "x"}, "method is 'x'"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"rank": 0}, "rank is 0"),
+    ):
         with pytest.raises(ValueError, match=text):
             KernelNovelty(**options).fit(x)
 
