@@ -148,15 +148,17 @@ def split(frame: pd.DataFrame, name: str, draw: int) -> tuple[pd.DataFrame, pd.D
 def main() -> None:
     global RANDHIE
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", choices=[*TABLES, []], default=list(TABLES))
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(TABLES))
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--randhie", type=Path)
     args = parser.parse_args()
+    if unknown := set(args.names) - set(TABLES):
+        parser.error(f"no table is named {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     RANDHIE = args.randhie
     print(f"{'':10}{'draws':>6}{'mercer':>9}{'LightGBM':>10}{'held':>8}{'seconds':>9}{'LightGBM':>10}", flush=True)
     rows = []
-    for name in args.names:
+    for name in args.names or TABLES:
         found = []
         for draw in range(args.draws if name in SMALL else 1):
             frame, targets = TABLES[name](draw)
