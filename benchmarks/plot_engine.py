@@ -47,7 +47,8 @@ def main() -> None:
     matplotlib.rcParams |= {"svg.hashsalt": "mercer", "font.size": 9, "svg.fonttype": "none"}
     halves = [[row for row in found["rows"] if row["backward"] == back] for back in (0, 1)]
     halves = [half for half in halves if half]
-    figure, axes = pyplot.subplots(1, len(halves), figsize=(5.2 * len(halves), 4.2), squeeze=False)
+    same = len({frozenset((row["r"], row["d"], row["n"]) for row in half) for half in halves}) == 1
+    figure, axes = pyplot.subplots(1, len(halves), figsize=(4.8 * len(halves), 4.2), squeeze=False, sharey=same)
     for one, half in zip(axes[0], halves, strict=True):
         panel(one, half, "with gradients to x" if half[0]["backward"] else "product K(x, y) v")
     axes[0][0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=6, fontsize=8, handletextpad=0.2)
