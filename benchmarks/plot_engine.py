@@ -51,8 +51,9 @@ def main() -> None:
     figure, axes = pyplot.subplots(1, len(halves), figsize=(4.8 * len(halves), 4.2), squeeze=False, sharey=same)
     for one, half in zip(axes[0], halves, strict=True):
         panel(one, half, "with gradients to x" if half[0]["backward"] else "product K(x, y) v")
-    axes[0][0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=6, fontsize=8, handletextpad=0.2)
-    figure.tight_layout()
+    lines = axes[0][0].get_lines()
+    figure.legend(handles=lines, frameon=False, loc="upper center", ncols=6, fontsize=8, handletextpad=0.2)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None})
 
