@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from mercer.app import fitting, store
 from mercer.app.columns import Column
@@ -21,6 +22,7 @@ from mercer.app.targets import Target
 from mercer.app.unknown import Witnesses
 from mercer.kernels import Matern
 from mercer.learn import GaussianProcessRegressor, KernelRidge
+from mercer.learn.copies import Repeats
 from mercer.learn.places import Places
 
 
@@ -82,6 +84,40 @@ def test_rows_left_out_alone_are_those_of_the_same_process() -> None:
     np.testing.assert_allclose(found[~alone], wanted[~alone], rtol=0, atol=1e-8)
     apart, together = model.left_out_[~alone] - y[~alone], model.target_.back(found)[~alone, 0] - y[~alone]
     assert model.places_.less[0] == pytest.approx(1 - (together**2).sum() / (apart**2).sum(), rel=1e-9)
+
+
+def test_widths_are_those_of_the_process_with_the_rows_that_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new row at a place is told by its n rows, a left-out one by the n - 1 others: both by a dense process."""
+    monkeypatch.setattr("mercer.learn.conformal.ENOUGH", 10**6)  # one constant column has no relevance to learn
+    x, y, at, _ = visits(2, places=60, most=3, noise=0.4)
+    between, within = 0.5, 0.16
+    twins = Repeats.of(torch.from_numpy(x))
+    assert twins is not None
+    points, y = x[twins.picked], y[:, None]
+
+    def f(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.exp(-0.5 * np.square(a[:, None] - b[None]).sum(2))
+
+    sizes, total = twins.sizes.numpy(), between + within
+    a = f(points, points) + np.diag(between + within / sizes)
+    means, inverse = twins.means(torch.from_numpy(y)).numpy(), np.linalg.inv(a)
+    apart = means - (inverse @ means) / np.diagonal(inverse)[:, None]
+    free = torch.from_numpy((between + within / sizes) * np.diagonal(inverse))
+    found = Places.learned(
+        twins, torch.from_numpy(points), torch.from_numpy(y), y, apart, within / total, free,
+        lambda z, _: np.ones((len(z), 1)), 0.01,
+    )  # fmt: skip
+    assert found is not None and len(at) == len(points)
+    same = between * (x[:, None] == x[None]).all(2)
+    inverse = np.linalg.inv(f(x, x) + same + within * np.eye(len(x)))
+    cross = f(points, x) + between * (points[:, None] == x[None]).all(2)
+    new = 1 + between + within - np.einsum("ij,jk,ik->i", cross, inverse, cross)
+    np.testing.assert_allclose(found.width[:, 0], np.sqrt(new / within), rtol=1e-9)
+    several = sizes[twins.place] > 1
+    wrong, variance = (inverse @ y)[:, 0] / np.diagonal(inverse), 1 / np.diagonal(inverse)
+    wanted = np.sort((wrong / np.sqrt(variance / within))[several])
+    assert found.conformal.shrink.tolist() == [0.0]  # one and the same place to look widths up: no local scale
+    np.testing.assert_allclose(found.conformal.scores[:, 0], wanted, rtol=1e-8)
 
 
 def test_new_places_are_predicted_as_without_and_known_ones_better(monkeypatch: pytest.MonkeyPatch) -> None:
