@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -12,9 +13,9 @@ import pytest
 import torch
 from sklearn.base import BaseEstimator
 
-from mercer.errors import DataError, ShapeError
+from mercer.errors import DataError, OutlierWarning, ShapeError
 from mercer.kernels import Gaussian
-from mercer.learn import checkpoint
+from mercer.learn import EigenProRegressor, FalkonRegressor, checkpoint
 from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.draw import begin, drawn, memberships
 from mercer.learn.ridge import KernelRidge
@@ -175,3 +176,20 @@ def test_a_draw_begins_as_kernel_ridge_does():
     np.testing.assert_array_equal(drawn(keep, 60, 0), np.arange(50))
     np.testing.assert_array_equal(memberships(np.array([0, 1, 1]), 2), [[0], [1], [1]])
     np.testing.assert_array_equal(memberships(np.array([0, 2]), 3), [[1, 0, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("kind", [FalkonRegressor, EigenProRegressor])
+@pytest.mark.parametrize("rows", [400, 2600])
+def test_one_value_far_out_does_not_decide(kind: Any, rows: int) -> None:
+    """Whether it stands among the rows that scales come from or beyond them, it is clipped, and said."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows + 200, 2))
+    y = np.sin(x[:, 0]) + 0.1 * random.normal(size=len(x))
+    for place in (7, 99):
+        wrong = y[:rows].copy()
+        wrong[place] = 1e12
+        with pytest.warns(OutlierWarning, match=r"1e\+12 at row"):
+            model = kind(random_state=0, landmarks=100).fit(x[:rows], wrong)
+        assert model.score(x[rows:], y[rows:]) > 0.9
+        low, high = model.predict_interval(x[rows:])
+        assert np.median(high - low) < 1.0

@@ -67,7 +67,7 @@ class Checkpoint:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "values"}
                 values = json.loads(file["values"].tobytes())
             owner, form = values.pop("owner"), values.pop("format")
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
             raise DataError(
                 f"checkpoint {str(self.path)!r} is not one of mercer: {error}; name another file"
             ) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from mercer.errors import StructureError
+from mercer.errors import OutlierWarning, StructureError
 from mercer.kernel import Kernel
 from mercer.learn.classify import KernelClassifier
 from mercer.learn.ridge import KernelRidge
@@ -45,6 +46,7 @@ class Start:
         except StructureError:
             kernel = {"numbers": {name: value.tolist() for name, value in self.kernel.state_dict().items()}}
         scales = [[s.centre.tolist(), s.scale.tolist()] for s in (self.scaler, self.common, self.target)]
+        scales[2] += [] if self.target.edges is None else [self.target.edges.tolist()]
         return {"kernel": kernel, "noise": self.noise, "scales": scales}
 
     @classmethod
@@ -75,6 +77,23 @@ def memberships(codes: np.ndarray, classes: int) -> np.ndarray:
     return one[:, 1:] if classes == 2 else one
 
 
+def _say_outliers(target: Target, rows: Rows, at: np.ndarray) -> None:
+    """Warn of values of y that are clipped though the draw did not show them."""
+    rest, many, first = np.ones(len(rows), dtype=bool), 0, ""
+    rest[at] = False
+    for block in rows.blocks(SAMPLE):
+        places = np.arange(block.start, block.stop)[rest[block]]
+        y = rows.targets(places)
+        moved = np.argwhere(target.taught(y) != target.forward(y))
+        many += len(moved)
+        if len(moved) and not first:
+            first = f"{y[tuple(moved[0])]:.4g} at row {places[moved[0][0]]}"
+    if many:
+        whom = f"all of the {len(at):,} rows that scales come from"
+        message = f"y holds {many} value(s) far beyond {whom} ({first}); clipped"
+        warnings.warn(OutlierWarning(f"{message}; remove or correct them to silence this"), stacklevel=5)
+
+
 def begin(
     model: Any, rows: Rows, keep: np.ndarray, seed: int, seconds: float | None, codes: np.ndarray | None = None,
     classes: int = 0,
@@ -94,6 +113,8 @@ def begin(
     y = rows.targets(at) if codes is None else memberships(codes[at], classes)
     if model.learn:
         inner._fit(table, y)
+        if codes is None:
+            _say_outliers(inner.target_, rows, at)
         kernel, noise = inner.learned()
         return Start(kernel, noise, inner.scaler_, inner._common, inner.target_, inner.plan_.interrupted)
     common = Scaler.fit(table)

@@ -97,7 +97,7 @@ class EigenProRegressor(IntervalRegressor, EigenProEstimator):
         return Squared()
 
     def _targets(self, rows: Rows, at: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.target_.forward(rows.targets(at)))
+        return torch.from_numpy(self.target_.taught(rows.targets(at)))
 
     def _outputs(self, rows: Rows) -> int:
         return rows.targets(slice(0, 1)).shape[1]

@@ -86,7 +86,7 @@ class FalkonRegressor(IntervalRegressor, FalkonEstimator):
             middle, jitter = found.middle()
             goal = found.start.target
             passes = self._passes(
-                found, len(levels) * len(goal.centre), lambda at: torch.from_numpy(goal.forward(rows.targets(at)))
+                found, len(levels) * len(goal.centre), lambda at: torch.from_numpy(goal.taught(rows.targets(at)))
             )
             white = found.whitening(middle, passes.total).at(levels)
             judge = self._judge(found, passes) if len(found.held) else None
@@ -116,7 +116,7 @@ class FalkonRegressor(IntervalRegressor, FalkonEstimator):
 
     def _judge(self, found: Task, passes: Passes) -> Callable[[Tensor], Tensor]:
         """Held-out mean squared errors of weights `m (k c)` of k levels."""
-        y = torch.from_numpy(found.start.target.forward(found.rows.targets(found.held)))
+        y = torch.from_numpy(found.start.target.taught(found.rows.targets(found.held)))
         k, share = self._held(found, passes)
 
         def errors(w: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class FalkonRegressor(IntervalRegressor, FalkonEstimator):
         target, table = rows.targets(np.arange(len(rows))), rows.take(np.arange(len(rows)))
         if target.shape[1] != sums.right.shape[1]:
             raise DataError(f"y has {target.shape[1]} outputs; the rows before had {sums.right.shape[1]}")
-        x, goal = self.scaler_(table), torch.from_numpy(self.target_.forward(target))
+        x, goal = self.scaler_(table), torch.from_numpy(self.target_.taught(target))
         heavy = None if weight is None else torch.from_numpy(weight)[:, None]
         sums.add(x, goal, heavy)
         if math.isnan(sums.level):

@@ -135,7 +135,7 @@ class Apart(Steps):
         self.kernel, self.points = kernel, points
         self.least = worth(kernel, sample.double(), batch)
         p = len(points)
-        self.direct = p <= direct and 32 * p * p <= memory_budget()
+        self.direct = p <= direct and fitting(p, memory_budget())[0]
         if self.direct:
             self._exact(sample, rank, generator)
         else:
@@ -164,12 +164,12 @@ class Apart(Steps):
 
     def _close(self, sample: Tensor, rank: int, generator: torch.Generator) -> None:
         k = assemble(self.kernel, self.points, rhs=1, products=LOWRANK)
-        fitting = memory_budget() // (64 * len(self.points))
-        factor = NystromPreconditioner(max(min(LOWRANK, fitting, len(self.points)), 1), generator).factor(k)
+        room = memory_budget() // (64 * len(self.points))
+        factor = NystromPreconditioner(max(min(LOWRANK, room, len(self.points)), 1), generator).factor(k)
         left = self.kernel.diagonal(self.points).double() - factor.double().square().sum(1)
         ridge = float(left.clamp_min(0).mean()) + len(factor) * EPS32 * float(self.kernel.diagonal(self.points).mean())
         self.metric = Woodbury(factor, ridge, torch.float64)
-        sample = sample[: max(min(len(sample), fitting), 2)]
+        sample = sample[: max(min(len(sample), room), 2)]
         cross = self._cross(sample)
         seen = self.metric.matmul(cross)
         top = Top.of(cross.mT @ seen, rank, generator, least=self.least)
@@ -188,6 +188,12 @@ class Apart(Steps):
     def gram(self, x: Tensor) -> Tensor:
         cross = self._cross(x)
         return cross.mT @ self.apply(cross)
+
+
+def fitting(p: int, budget: int) -> tuple[bool, int, int]:
+    """What p landmarks leave room for: their inverse, landmarks of a factor in its place, rows that measure a step."""
+    rows = budget // (64 * max(p, 1))
+    return 32 * p * p <= budget, min(rows, LOWRANK), min(max(rows, 2), FRESH)
 
 
 def largest(rows: int, most: int) -> int:

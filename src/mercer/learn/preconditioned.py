@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import numbers
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,15 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from mercer.assemble import assemble
-from mercer.budget import memory_budget
-from mercer.errors import DataError, ShapeError
+from mercer.budget import memory, memory_budget, mib
+from mercer.errors import DataError, MercerWarning, ShapeError
 from mercer.learn.arguments import count, positive, share, usual
 from mercer.learn.checkpoint import Checkpoint, digest
 from mercer.learn.clock import Clock
 from mercer.learn.descent import Batch, Descent, Loss, State
 from mercer.learn.draw import Start, drawn
 from mercer.learn.plan import EXACT_ROWS
-from mercer.learn.precondition import FRESH, Apart, Own, Pace, Steps, largest, pace, spare
+from mercer.learn.precondition import Apart, Own, Pace, Steps, fitting, largest, pace, spare
 from mercer.learn.rows import SAMPLE, Rows
 from mercer.learn.state import Saved
 
@@ -126,9 +128,11 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
         self._points = torch.empty(0, rows.columns)
         self._held = self._empty(rows)
         self._hold(rows, ~keep)
-        self._passes, steps = 0, self._steps(rows, keep)
-        state = State.fresh(len(steps.points), self._outputs(rows)) if found is None else State.of(*found)
-        self._descend(rows, keep, steps, state, clock, checkpoint, self.epochs)
+        self._passes = 0
+        with memory(room(found)) if found is not None else nullcontext():  # what is chosen by it is chosen again
+            steps = self._steps(rows, keep)
+            state = State.fresh(len(steps.points), self._outputs(rows)) if found is None else State.of(*found)
+            self._descend(rows, keep, steps, state, clock, checkpoint, self.epochs)
         self._made = None  # it is made again where more rows come, and need not be pickled
 
     def _partial(self, rows: Rows, codes: np.ndarray | None = None) -> None:
@@ -216,7 +220,7 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
         return self._made
 
     def _pace(self, rows: Rows, keep: np.ndarray, steps: Steps) -> Pace:
-        many = int(np.clip(memory_budget() // (64 * len(steps.points)), 2, FRESH))
+        many = fitting(len(steps.points), memory_budget())[2]
         at = next(rows.shuffled(many, self._seed - 1, keep))
         return pace(steps, self._scaled(rows, at), int(keep.sum()), self.batch_size, self.step_size, LARGEST)
 
@@ -236,7 +240,7 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
             for at in rows.shuffled(found.batch, self._seed + 7 * epoch + self._passes, keep):
                 yield at, self._scaled(rows, at), self._targets(rows, at), None if place is None else place[at]
 
-        told = {"seed": self._seed, "start": self._start.plain()}
+        told = {"seed": self._seed, "start": self._start.plain(), "memory": memory_budget()}
         descent = Descent(
             steps, self._loss(), found, batches, int(keep.sum()), judged, held, epochs, self.patience, clock,
             checkpoint, told, self.progress,
@@ -281,3 +285,16 @@ class EigenProEstimator(Saved, BaseEstimator, ABC):
 
     def _pieces(self) -> dict[str, Any]:
         return {"own": self.landmarks is None}
+
+
+def room(found: tuple[dict[str, Any], dict[str, Tensor]]) -> int:
+    """The memory budget of a fit that goes on: the one it began with, as batches and steps were chosen by that.
+
+    Warns where there is less now and they must be others, so that the end is not that of an uninterrupted fit.
+    """
+    then, now, p = int(found[0]["memory"]), memory_budget(), len(found[1]["w"])
+    if then <= now or fitting(p, then) == fitting(p, now):
+        return then
+    message = f"the memory budget is {mib(now)}, not {mib(then)} as when this fit began: its steps are others"
+    warnings.warn(MercerWarning(message), stacklevel=5)
+    return now

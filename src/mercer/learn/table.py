@@ -147,49 +147,68 @@ def deviation(y: np.ndarray, centre: np.ndarray) -> np.ndarray:
 @record
 @dataclass(frozen=True)
 class Target:
-    """y to mean 0 and deviation 1 for each output, `n c`, and back."""
+    """y to mean 0 and deviation 1 for each output, `n c`, and back.
+
+    edges: 3 c: rows further than the third from the first are learned from as if they lay at the second.
+    """
 
     centre: np.ndarray
     scale: np.ndarray
+    edges: np.ndarray | None = None
 
     @classmethod
     def fit(cls, y: np.ndarray, standardize: bool = True) -> tuple[Target, torch.Tensor]:
         """(the scale, scaled y) of y: n c; gross isolated outliers are clipped with OutlierWarning."""
         if not standardize:
             return cls(np.zeros(y.shape[1]), np.ones(y.shape[1])), torch.from_numpy(y.copy())
-        y = np.stack([_clip(column, i) for i, column in enumerate(y.T)], 1)
+        edges = np.stack([_edges(column, i) for i, column in enumerate(y.T)], 1)
+        y = _inside(y, edges)
         centre = y.mean(0)
         scale = deviation(y, centre)
         tiny = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max(0)
         scale = np.where(tiny, 1.0, scale)
-        found = cls(centre, scale)
+        found = cls(centre, scale, edges)
         return found, torch.from_numpy(np.where(tiny, 0.0, (y - centre) / scale))
 
     def forward(self, y: np.ndarray) -> np.ndarray:
         """y: n c on the common scale, nothing clipped."""
         return (y - self.centre) / self.scale
 
+    def taught(self, y: np.ndarray) -> np.ndarray:
+        """y: n c on the common scale, to be learned from: what `fit` would have clipped is clipped."""
+        return self.forward(y if self.edges is None else _inside(y, self.edges))
+
     def back(self, scaled: np.ndarray) -> np.ndarray:
         """Predictions in the units of y."""
         return self.centre + self.scale * scaled
 
 
-def _clip(y: np.ndarray, column: int) -> np.ndarray:
+def _inside(y: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """y: n c, where what lies beyond the edges is clipped."""
+    centre, limit, reach = edges
+    with np.errstate(over="ignore"):
+        out = np.abs(y - centre) > reach
+        return np.where(out, np.clip(y, centre - limit, centre + limit), y) if out.any() else y
+
+
+def _edges(y: np.ndarray, column: int) -> np.ndarray:
+    """Centre, the distance of the furthest value that is no outlier, and the one beyond which values are outliers."""
     low, centre, high = np.percentile(y, [25, 50, 75])
     scale = (high - low) / 1.349
     if scale <= 0 or len(y) < 8:
-        return y
+        return np.array([centre, np.inf, np.inf])
     size = np.abs(y - centre) / scale
     order = np.sort(size)
     jumps = np.flatnonzero((order[1:] > FAR) & (order[1:] > GAP * np.maximum(order[:-1], 1.0)))
     jumps = jumps[jumps + 1 >= 0.98 * len(y)]  # a crowd beyond a gap is not an outlier
+    limit = order[jumps[0]] if len(jumps) else order[-1]
+    edges = np.array([centre, limit * scale, max(FAR, GAP * max(limit, 1.0)) * scale])
     if not len(jumps):
-        return y
-    limit = order[jumps[0]]
+        return edges
     out = np.flatnonzero(size > limit)
     shown = ", ".join(f"{y[i]:.4g} at row {i}" for i in out[:3])
     message = (
         f"y (output {column}) holds {len(out)} value(s) far beyond all others ({shown}); clipped to the largest other"
     )
     warnings.warn(OutlierWarning(f"{message}; remove or correct them to silence this"), stacklevel=5)
-    return np.clip(y, centre - limit * scale, centre + limit * scale)
+    return edges

@@ -169,6 +169,8 @@ def frozen(model: Any, found: Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
     arrays = {f"kernel.{name}": value for name, value in start.kernel.state_dict().items()}
     for name, of in (("scaler", start.scaler), ("common", start.common), ("target", start.target)):
         arrays |= {f"{name}.centre": torch.from_numpy(of.centre), f"{name}.scale": torch.from_numpy(of.scale)}
+    if start.target.edges is not None:
+        arrays["target.edges"] = torch.from_numpy(start.target.edges)
     arrays |= {"held": torch.from_numpy(found.held), "z": found.z}
     return values | {"seed": found.seed}, arrays
 
@@ -187,7 +189,8 @@ def thawed(
     def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
         return arrays[f"{name}.centre"].numpy(), arrays[f"{name}.scale"].numpy()
 
-    scaler, common, target = Scaler(*pair("scaler")), Scaler(*pair("common")), Target(*pair("target"))
+    edges = arrays["target.edges"].numpy() if "target.edges" in arrays else None
+    scaler, common, target = Scaler(*pair("scaler")), Scaler(*pair("common")), Target(*pair("target"), edges)
     start = Start(kernel.requires_grad_(False), values["noise"], scaler, common, target)
     keep, held = np.ones(len(rows), dtype=bool) if weight is None else weight > 0, arrays["held"].numpy()
     keep[held] = False
