@@ -24,6 +24,7 @@ from mercer.learn import FalkonClassifier, FalkonRegressor
 from mercer.learn.checkpoint import Checkpoint
 from mercer.learn.passes import Passes
 from mercer.learn.rows import Rows
+from mercer.learn.sums import Sums
 from mercer.learn.table import Scaler
 from tests.peak import peak_bytes
 
@@ -430,3 +431,53 @@ def test_few_first_rows_give_few_centres_and_say_so():
     x, y = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20.0)
     with pytest.warns(MercerWarning, match="keeps the 20 landmarks that its first rows gave, not 50"):
         FalkonRegressor(Gaussian(1.0), landmarks=50, learn=False).partial_fit(x, y)
+
+
+def without(rows: Any, x: np.ndarray, y: np.ndarray, w: np.ndarray, alpha: float) -> np.ndarray:
+    """y - f of each of the rows by a dense fit to all others, of which row j stands w[j] times."""
+    wrong = []
+    for i in rows:
+        rest = np.repeat(np.arange(len(x)), np.where(np.arange(len(x)) == i, 0, w))
+        wrong.append(y[i] - direct(x[rest], y[rest], x[:12], alpha, x[[i]], 1e-10)[0])
+    return np.array(wrong)
+
+
+def test_left_out_residuals_of_weighted_sums_equal_refits_to_repeated_rows() -> None:
+    x, y = problem(40, outputs=1)
+    w = np.arange(40) % 6
+    points, values, weight = torch.tensor(x), torch.tensor(y)[:, None], torch.tensor(w)[:, None].double()
+    middle = torch.tensor(gram(x[:12], x[:12]) + 1e-10 * np.eye(12))
+    sums = Sums(Gaussian(0.5), points[:12], middle, 0.1, 1, 0)
+    sums.add(points, values, weight)
+    found = sums.left_out(points, values, weight, sums.solve())[:, 0]
+    some = [0, 5, 10, 15, 22, 35]  # weights of 0 and 2 to 5, landmarks and others
+    np.testing.assert_allclose(found[some], without(some, x, y, w, 0.1), atol=1e-8)
+
+
+@pytest.mark.parametrize(("heavy", "level"), [("smooth", 1.0), ("noisy", 10.0)])
+def test_the_level_of_sums_is_chosen_for_the_rows_that_weigh(heavy: str, level: float) -> None:
+    """Smooth rows want a small level and noisy ones, elsewhere, a large one; without weights the choice is another."""
+    x, y = problem(60, outputs=1)
+    noisy = np.arange(60) % 2 == 1
+    w = np.where(noisy == (heavy == "noisy"), 30, 1)
+    x = 0.5 * x + 6.0 * noisy[:, None]
+    y = np.where(noisy, np.random.default_rng(2).normal(size=60), gram(x, x[:12]) @ (3 * np.cos(2 * np.arange(12))))
+    model = FalkonRegressor(Gaussian(0.5), x[:12], learn=False, random_state=0).partial_fit(x, y, sample_weight=w)
+    levels = [0.1 * factor for factor in (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)]
+    squares = [np.square(without(range(60), x, y, w, tried)) for tried in levels]
+    wanted, plain = (levels[int(np.argmin([each @ v for each in squares]))] for v in (w, np.ones(60)))
+    assert wanted == pytest.approx(level) != plain
+    assert model.alpha_ == pytest.approx(wanted)
+
+
+def test_kept_left_out_residuals_are_drawn_anew_from_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draw for all pieces would keep the same places of each: 8 of 40 here, not most of them."""
+    monkeypatch.setattr("mercer.learn.sums.KEPT", 40)
+    x, y = problem(200, outputs=1)
+    model = FalkonRegressor(Gaussian(0.5), x[:12], 0.1, learn=False, random_state=0)
+    for part in np.split(np.arange(200), 5):
+        model.partial_fit(x[part], y[part])
+    where = model._seen[0][:, :2]
+    rows = np.abs(where[:, None] - model._common(x).numpy()).sum(2).argmin(1)
+    assert len(set(rows)) == 40 and set(rows // 40) == set(range(5))
+    assert len(set(rows % 40)) > 20

@@ -662,3 +662,20 @@ def test_iterations_that_go_astray_give_way_to_a_direct_solution() -> None:
     kernel = Gaussian([11.0, 2.3, 1.1, 5.9])
     model = KernelRidge(kernel, 1e-6, learn=False, random_state=0).fit(x[:5100], y[:5100])
     assert model.score(x[5100:], y[5100:]) > 0.999
+
+
+@pytest.mark.parametrize("solve", [normal, falkon, whole])
+def test_noise_that_would_be_learned_by_heart_is_seen_in_rows_held_out(solve: Any) -> None:
+    """On rows that it has seen the least noise level is the best; on the fold left out the middle one is."""
+    x, _ = problem(200, 2)
+    y = np.sin(x[:, 0]) + rng(1).normal(size=200)
+    fold, k, levels = folds_of(200, 0, skip=solve is not whole), gram(x, x, 0.8), [0.02, 2.0, 200.0]
+    keep, errors = fold != 0, {}
+    for level in levels:
+        f = k[:, keep] @ np.linalg.solve(k[keep][:, keep] + level * np.eye(keep.sum()), y[keep])
+        errors[level] = [np.square(f - y)[rows].mean() for rows in (keep, ~keep)]
+    assert min(errors, key=lambda level: errors[level][0]) == 0.02
+    assert min(errors, key=lambda level: errors[level][1]) == 2.0
+    arguments = (torch.tensor(x), torch.tensor(y)[:, None], Plan("cg", 200, landmarks=200), [1e-2, 1e2])
+    found = solve(Gaussian(0.8), 2.0, *arguments, torch.Generator().manual_seed(0), Clock.of(None))
+    assert found.noise == pytest.approx(2.0)
