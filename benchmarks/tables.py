@@ -13,7 +13,7 @@ Python and writing the report included, and for LightGBM of fitting alone.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -47,6 +47,8 @@ def diabetes(draw: int) -> Table:
 def randhie(draw: int) -> Table:
     if RANDHIE is not None:
         return pd.read_csv(RANDHIE), ["mdvis"]
+    if importlib.util.find_spec("statsmodels") is None:
+        raise SystemExit("randhie comes with statsmodels: install that, or name a CSV file of it by --randhie")
     return importlib.import_module("statsmodels.api").datasets.randhie.load_pandas().data, ["mdvis"]
 
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mercer.budget import memory
-from mercer.errors import DataError, ShapeError
+from mercer.errors import ConvergenceWarning, DataError, MercerWarning, ShapeError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian, Laplace, Matern
 from mercer.learn import EigenProClassifier, EigenProRegressor, KernelRidge, checkpoint, descent
@@ -469,3 +469,29 @@ def test_smooth_kernels_are_not_flattened_beyond_what_a_batch_bears(landmarks: i
     model = EigenProRegressor(Gaussian(1.0), landmarks, learn=False, epochs=5, random_state=0).fit(x[:3000], y[:3000])
     rest = f[3000:]
     assert 1 - np.mean((model.predict(x[3000:]) - rest) ** 2) / rest.var() > 0.93
+
+
+def test_steps_that_diverge_are_said() -> None:
+    x, y = problem(300, 2)
+    with pytest.warns(ConvergenceWarning, match="diverged after .* give a smaller step_size"):
+        EigenProRegressor(Matern(2.5, 1.5), 40, learn=False, step_size=1e9, random_state=0).fit(x, y)
+
+
+def test_a_fit_goes_on_with_the_steps_it_began_with(tmp_path: Any) -> None:
+    """The memory budget chooses on how many rows a step is measured, and so the step."""
+    x, y = problem(1500, 2)
+    given = {"kernel": Laplace(3.0), "landmarks": None, "learn": False, "random_state": 0, "step_size": None}
+    with memory("1G"):
+        whole = EigenProRegressor(**given, epochs=4).fit(x, y)
+        file = tmp_path / "fit.npz"
+        EigenProRegressor(**given, epochs=2, checkpoint=file).fit(x, y)
+    (tmp_path / "again.npz").write_bytes(file.read_bytes())
+    with memory("2G"):
+        again = EigenProRegressor(**given, epochs=4, checkpoint=file).fit(x, y)
+    assert again.step_size_ == whole.step_size_
+    np.testing.assert_array_equal(again.predict(x), whole.predict(x))
+    with memory("5M"), pytest.warns(MercerWarning, match="its steps are others"):
+        EigenProRegressor(**given, epochs=4, checkpoint=tmp_path / "again.npz").fit(x, y)
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with pytest.raises(DataError, match="is not one of mercer"):
+        EigenProRegressor(**given, checkpoint=tmp_path / "empty.npz").fit(x, y)

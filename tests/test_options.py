@@ -14,6 +14,7 @@ from mercer.app import planning
 from mercer.app.fitting import train
 from mercer.app.prepared import prepare
 from mercer.budget import mib
+from mercer.errors import ShapeError
 from mercer.kernels import Gaussian, Laplace
 from mercer.learn import KernelClassifier, KernelRidge, costs
 from mercer.learn.effort import Effort, Need
@@ -222,3 +223,14 @@ def test_mercer_plan_shows_the_learners(tmp_path):
     assert "-> KernelRidge" in text and " MB" not in text and "up to 20 s" in text
     text = planning.as_text(planning.run(path, ["kind"], "auto", 20.0, None))
     assert "-> KernelClassifier" in text and "FalkonRegressor" not in text
+
+
+@pytest.mark.parametrize("task", ["regression", "classification", "unsupervised"])
+def test_the_smallest_tables_and_wrong_arguments(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    explain(1, 1, task=task)
+    assert "landmark error" in capsys.readouterr().out
+    with pytest.raises(TypeError, match="kernel is str"):
+        explain(10, 2, kernel="rbf", task=task)
+    for x in ("rows", torch.zeros(5, 3), torch.zeros(0, 2)):
+        with pytest.raises(ShapeError, match="expected a tensor n' x 2"):
+            explain(10, 2, x=x, task=task)

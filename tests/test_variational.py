@@ -23,7 +23,14 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mercer.budget import memory
-from mercer.errors import ConvergenceWarning, DataError, MemoryBudgetError, ShapeError, StructureError
+from mercer.errors import (
+    ConvergenceWarning,
+    DataError,
+    MemoryBudgetError,
+    OutlierWarning,
+    ShapeError,
+    StructureError,
+)
 from mercer.kernels import Constant, Gaussian, Matern, Riesz
 from mercer.learn import VariationalGaussianProcess, VariationalGaussianProcessClassifier, sparse
 from mercer.learn.ascend import Course, _Whole
@@ -445,3 +452,16 @@ def test_what_is_asked_of_a_fit_is_checked() -> None:
     with pytest.raises(ShapeError, match="y has shape"):
         model.log_predictive_density(x, np.zeros((20, 2)))
     assert Seen(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1)).weight == 1.0
+
+
+def test_one_value_far_out_is_clipped_and_said() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, 2))
+    y = np.sin(x[:, 0]) + 0.1 * random.normal(size=300)
+    wrong = y.copy()
+    wrong[3] = 1e12
+    with pytest.warns(OutlierWarning, match=r"1e\+12 at row 3"):
+        model = VariationalGaussianProcess(landmarks=30, random_state=0).fit(x[:200], wrong[:200])
+    assert model.score(x[200:], y[200:]) > 0.9
+    heavy = VariationalGaussianProcess(likelihood="student_t", landmarks=30, random_state=0).fit(x[:200], wrong[:200])
+    assert heavy.score(x[200:], y[200:]) > 0.9

@@ -39,12 +39,20 @@ def share(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; expected a number from 0 to below 1, or None")
 
 
+def inside(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a number between 0 and 1, neither of them."""
+    if not (isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < float(value) < 1):
+        raise ValueError(f"{name} is {value!r}; expected a number between 0 and 1, such as 0.9")
+
+
 def psd(owner: Any, kernel: Any, name: str = "kernel") -> None:
     """Raise TypeError or StructureError unless the kernel is None or one that claims to be psd."""
     if kernel is not None and not isinstance(kernel, Kernel):
         raise TypeError(f"{name} is {type(kernel).__name__}; expected a mercer Kernel or None")
     if kernel is not None and Claim.PSD not in kernel.claims:
-        raise StructureError(f"{type(owner).__name__} needs a psd kernel; {kernel!r} does not claim it")
+        raise StructureError(
+            f"{getattr(owner, '__name__', type(owner).__name__)} needs a psd kernel; {kernel!r} does not claim it"
+        )
 
 
 def truth(name: str, value: Any, *, optional: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from mercer.errors import DataError, ShapeError
 from mercer.kernels import Gaussian
+from mercer.learn.arguments import inside
 from mercer.learn.clock import Clock, one_thread
 from mercer.learn.state import Saved
 from mercer.learn.table import Scaler, plain, refuse_gaps
@@ -153,8 +153,7 @@ class LocalConformal(Saved):
 
     def interval(self, prediction: Any, x: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) around predictions, of their shape. coverage: in (0, 1)."""
-        if not (isinstance(coverage, numbers.Real) and 0 < float(coverage) < 1):
-            raise ValueError(f"coverage is {coverage!r}; expected a number between 0 and 1, such as 0.9")
+        inside("coverage", coverage)
         middle, table = np.asarray(plain(prediction), dtype=np.float64), self._known(x)
         outputs = self.scores.shape[1]
         if middle.shape != (len(table), outputs) and not (outputs == 1 and middle.shape == (len(table),)):

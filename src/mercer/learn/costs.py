@@ -102,7 +102,7 @@ def falkon(e: Effort, classes: bool = False) -> Need:
     wide = float(e.n) * m <= SMALL
     outputs = e.outputs if not classes or e.outputs > 2 else 1
     columns = outputs * (1 if classes else LEVELS)
-    sample = min(kept, 4.0 * m) if classes else min(kept, DENSE * m, max(2 * m, WORTH * kept / m))
+    sample = min(kept, 4.0 * m) if classes else min(kept, DENSE * m, max(2 * m, WORTH * kept / max(m, 1)))
     products = 2 * NEWTON * (INNER[outputs > 1] + wide) if classes else 2 * STEPS
     took = e.product(kept, m, columns, wide, products)
     more = 2.0 * NEWTON if classes else 3.0

@@ -170,7 +170,10 @@ class Descent:
         return state
 
     def warn(self, state: State, who: str) -> None:
-        """Say so where the end came while the held-out error still fell."""
+        """Say so where steps diverged, or the end came while the held-out error still fell."""
+        if state.stopped == "diverged":
+            message = f"{who} diverged after {state.epoch} epochs, {HALVINGS} times over: give a smaller step_size"
+            warnings.warn(ConvergenceWarning(message, state.error, state.epoch), stacklevel=5)
         if state.stopped not in FEWER or not self.held or self.epochs < 2 or len(state.history) < 2:
             return
         before, last = (float(error) for _, error, _ in state.history[-2:])

@@ -22,7 +22,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, usual
+from mercer.learn.arguments import count, inside, positive, usual
 from mercer.learn.clock import Clock
 from mercer.learn.dklgp import DoubleKL
 from mercer.learn.likelihood import Evidence, Part
@@ -232,8 +232,7 @@ class LatentVecchiaProcess(RegressorMixin, Saved, BaseEstimator):
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """(lower, upper) quantiles of a new y, which holds with this chance where the model is right."""
-        if not (isinstance(coverage, numbers.Real) and 0 < float(coverage) < 1):
-            raise ValueError(f"coverage is {coverage!r}; expected a number between 0 and 1, such as 0.9")
+        inside("coverage", coverage)
         mean, variance = (v.numpy() for v in self._latent(X))
         ends = [self._model.quantile((1 + sign * coverage) / 2, mean, variance)[:, 0] for sign in (-1, 1)]
         if self.likelihood == "bernoulli":

@@ -20,7 +20,7 @@ from mercer.errors import DataError, ShapeError
 from mercer.kernel import Kernel
 from mercer.kernels import Gaussian, Matern
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, usual
+from mercer.learn.arguments import count, inside, positive, usual
 from mercer.learn.state import Saved
 from mercer.learn.stochastic import BYTES, COPIES, RANK, Whole
 from mercer.learn.table import Scaler, deviation, plain, read, refuse_words
@@ -268,8 +268,7 @@ class MultitaskGaussianProcess(RegressorMixin, Saved, BaseEstimator):
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """(lower, upper) that hold a new y of each task with this chance if the model is right: Gaussian quantiles."""
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage is {coverage}; expected a number between 0 and 1")
+        inside("coverage", coverage)
         check_is_fitted(self, "kernels_")
         x = self.scaler_(read(self, X, reset=False)[0])
         middle = self._centre + self._scale * self._mean(x).numpy()

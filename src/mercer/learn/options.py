@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mercer.budget import memory_budget, mib
+from mercer.errors import ShapeError
 from mercer.kernel import Kernel
 from mercer.kernels import Matern
 from mercer.learn import costs
 from mercer.learn import plan as planning
+from mercer.learn.arguments import psd
 from mercer.learn.effort import Effort, Need
 from mercer.learn.plan import Speed, span
 from mercer.linalg import Cholesky
@@ -100,6 +102,11 @@ def options(
     """
     _check(n, d, outputs, seconds, task)
     outputs = max(outputs, 2) if task == "classification" else outputs
+    psd(explain, kernel)
+    if x is not None and (not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != d or not len(x)):
+        raise ShapeError(
+            f"x is {tuple(x.shape) if isinstance(x, Tensor) else x!r}; expected a tensor n' x {d}, or None"
+        )
     kernel = Matern(2.5, max(d, 1) ** 0.5) if kernel is None else kernel
     rows = torch.randn(planning.RATE_ROWS, d, generator=torch.Generator().manual_seed(0)) if x is None else x
     e = Effort.measure(kernel, n, d, outputs, float(seconds), Speed.measure(kernel, rows))
@@ -252,10 +259,10 @@ def lines(found: list[Option]) -> list[str]:
     kept = list(first.values())
     wide = max(len(o.learner) for o in kept) + 2
     rest = max(len(o.how) for o in kept) + 2
-    table = [f"   {'learner':<{wide}}{'how':<{rest}}{'memory':>10}{'time':>9}{'landmark error':>16}"]
+    table = [f"   {'learner':<{wide}}{'how':<{rest}}{'memory':>10}{'time':>11}{'landmark error':>16}"]
     for o in kept:
         error = "-" if o.error is None else "0" if o.error == 0 else f"{'<' if o.most else ''}{o.error:.1%}"
         mark = "->" if o.chosen else "  "
-        row = f"{mark} {o.learner:<{wide}}{o.how:<{rest}}{mib(o.memory):>10}{span(o.seconds):>9}{error:>16}"
+        row = f"{mark} {o.learner:<{wide}}{o.how:<{rest}}{mib(o.memory):>10}{span(o.seconds):>11}{error:>16}"
         table.append(f"{row}  {o.refused}".rstrip())
     return [*table, f"   {WHERE}"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mercer.errors import DataError, ShapeError
 from mercer.learn.answers import as_given
+from mercer.learn.arguments import inside
 from mercer.learn.likelihoods import Bernoulli, observation
 from mercer.learn.rows import Rows
 from mercer.learn.sparse import START, SparseProcess
@@ -62,7 +63,7 @@ class SparseRegressor(RegressorMixin, SparseProcess, ABC):
                 centre = torch.from_numpy(np.log(np.maximum(some.mean(0), 0.5 / len(some))))
         elif moves:
             self.target_ = self._scale(some)
-        self._train(rows, observed, lambda at: torch.from_numpy(self._scaled(rows.targets(at))), outputs, centre)
+        self._train(rows, observed, lambda at: torch.from_numpy(self._taught(rows.targets(at))), outputs, centre)
         return self
 
     def _scale(self, y: np.ndarray) -> Target:
@@ -71,8 +72,7 @@ class SparseRegressor(RegressorMixin, SparseProcess, ABC):
             low, centre, high = np.percentile(y, [25, 50, 75], axis=0)
             scale = np.where(high > low, (high - low) / 1.349, deviation(y, centre))
         else:
-            centre = y.mean(0)
-            scale = deviation(y, centre)
+            return Target.fit(y)[0]
         tiny = scale <= 4 * np.finfo(np.float64).eps * np.abs(y).max(0)
         return Target(centre, np.where(tiny, 1.0, scale))
 
@@ -85,6 +85,9 @@ class SparseRegressor(RegressorMixin, SparseProcess, ABC):
 
     def _scaled(self, y: np.ndarray) -> np.ndarray:
         return self.target_.forward(y)
+
+    def _taught(self, y: np.ndarray) -> np.ndarray:
+        return self.target_.taught(y)
 
     def _given(self, X: Any, value: np.ndarray) -> Any:
         return as_given(X, value[:, 0] if self._vector else value)
@@ -105,8 +108,7 @@ class SparseRegressor(RegressorMixin, SparseProcess, ABC):
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """(lower, upper) quantiles of the predictive distribution of y: equal chances are left out on both sides."""
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage is {coverage}; expected a number between 0 and 1")
+        inside("coverage", coverage)
         mean, variance = (v.numpy() for v in self._latent(X))
         ends = [self._model.observed.quantile(p, mean, variance) for p in ((1 - coverage) / 2, (1 + coverage) / 2)]
         return self._given(X, self.target_.back(ends[0])), self._given(X, self.target_.back(ends[1]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import numbers
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import Matern, Scaled
 from mercer.learn import plan as planning
 from mercer.learn.answers import as_given
-from mercer.learn.arguments import count, positive, usual
+from mercer.learn.arguments import count, inside, positive, usual
 from mercer.learn.copies import Repeats
 from mercer.learn.sequential import COPIES, Conditionals, Nearby, Observed, height
 from mercer.learn.state import Saved
@@ -193,8 +192,7 @@ class VecchiaGaussianProcess(RegressorMixin, Saved, BaseEstimator):
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """(lower, upper) that hold a new y with this chance: predicted deviations, times what left-out rows ask for."""
-        if not (isinstance(coverage, numbers.Real) and 0 < float(coverage) < 1):
-            raise ValueError(f"coverage is {coverage!r}; expected a number between 0 and 1, such as 0.9")
+        inside("coverage", coverage)
         mean, variance = self._predicted(X)
         n = len(self._scores)
         place = math.ceil((n + 1) * coverage)
