@@ -15,7 +15,7 @@ from mercer.kernel import Kernel
 from mercer.kernels import ArcCosine, Gaussian, Laplace, Linear, Matern, Polynomial, RationalQuadratic, Riesz, Wendland
 from mercer.machine import core
 from mercer.machine.rates import DEFAULTS, best, keep
-from mercer.operators import Dense, Fused, Tiled, Toeplitz, stencil_direct
+from mercer.operators import Dense, Fused, Tiled, Toeplitz, stencil_direct, stencil_fft
 from mercer.operators.stencil import stencil
 from mercer.operators.transform import fft_flops, fft_length
 
@@ -165,6 +165,10 @@ def _convolutions(dtype: torch.dtype) -> dict[str, float]:
     mixer = mixer.expand(CHANNELS, CHANNELS, -1).contiguous()
     mixed = best(lambda: torch.einsum("bif,oif->bof", seen, mixer))
     found["conv.mix"] = 1e9 * mixed / mixer.numel()
+    s, _ = stencil(x, torch.ones(CHANNELS, 1, 15, 15), 1, "same", 1, CHANNELS, "zero")
+    n, wide = stencil_fft.lengths(s), torch.ones(CHANNELS, 1, 15, 15, dtype=dtype)
+    whole = best(lambda: stencil_fft.forward(x, wide, s), 7)
+    found["conv.flop"] = 1e9 * whole / (3 * CHANNELS * fft_flops(n[0] * n[1]))
     out, one = torch.zeros_like(x), torch.ones(1, CHANNELS, 1, 1, dtype=dtype)
     found["conv.shift"] = 1e9 * best(lambda: out.addcmul_(x, one)) / x.numel()
     return found

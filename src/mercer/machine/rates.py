@@ -46,7 +46,7 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     "fft.flop": (0.15, 0.3), "fft.pass": (1.0, 2.0), "call": (1e5, 1e5),
     "conv.point": (0.5, 1.0), "conv.tap": (0.028, 0.056), "conv.weight": (0.06, 0.12), "conv.dense": (0.02, 0.04),
     "conv.last.point": (2.0, 4.0), "conv.last.tap": (0.025, 0.05), "conv.last.weight": (0.07, 0.14),
-    "conv.mix": (2.0, 4.0), "conv.shift": (0.4, 0.8),
+    "conv.flop": (0.13, 0.26), "conv.mix": (2.0, 4.0), "conv.shift": (0.4, 0.8),
     "threads.share": (0.9, 0.9),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mercer.machine.rates import rates
 from mercer.operators import stencil_fft
-from mercer.operators.speed import NANO, fft_seconds
+from mercer.operators.speed import NANO
 from mercer.operators.stencil import Stencil
 from mercer.operators.stencil_direct import depthwise, factors
 from mercer.operators.transform import fft_flops
@@ -19,8 +19,7 @@ FEW, LOOK = 16, 1e-3  # taps, and seconds, from which on that may pay
 
 
 def _transforms(count: float, n: tuple[int, ...], dtype: torch.dtype) -> float:
-    points = math.prod(n)
-    return fft_seconds(count * fft_flops(points), count * points, dtype)
+    return NANO * count * fft_flops(math.prod(n)) * rates()("conv.flop", dtype)
 
 
 def _spectral(op: str, s: Stencil, b: int, i: int, o: int, dtype: torch.dtype) -> float:
@@ -32,8 +31,7 @@ def _spectral(op: str, s: Stencil, b: int, i: int, o: int, dtype: torch.dtype) -
 
 
 def _mixing(i: int, o: int, s: Stencil, dtype: torch.dtype) -> float:
-    rate = rates()
-    return rate("fft.pass", dtype) if i == o == s.groups else rate("conv.mix", dtype)
+    return 0.0 if i == o == s.groups else rates()("conv.mix", dtype)
 
 
 def _pieces(op: str, s: Stencil, b: int, i: int, o: int, dtype: torch.dtype) -> float:
